@@ -1,0 +1,25 @@
+"""Errors of the backend ports. A class is here only because somebody catches it.
+
+    BackendError
+    ├── TransientError      try again: a timeout, a rate limit, a busy or restarting server      (the sampler retries it)
+    ├── RequestRejected     trying again cannot help: names the datum and the field              (ends the group or the run)
+    └── UnusableState       a saved state that cannot be restored                                (resume falls back to the one before)
+"""
+
+from __future__ import annotations
+
+
+class BackendError(Exception):
+    """Something a backend could not do."""
+
+
+class TransientError(BackendError):
+    """A failure that trying again may mend."""
+
+
+class RequestRejected(BackendError):
+    """A request that is wrong in itself."""
+
+
+class UnusableState(BackendError):
+    """A saved state that cannot be restored: incomplete, damaged, or of another model."""

@@ -1,0 +1,150 @@
+"""The two ports between the engine and a model: training and sampling.
+
+A training backend is a queue: every call below that returns a `Pending` is *submitted* when it returns, calls are executed in
+submission order, and waiting is separate. So the trainer can submit the work of a whole step before it waits for any of it,
+and a state saved after step k holds exactly k optimizer steps whatever is submitted next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import attrs
+
+from engine.backends.values import (
+    AdamParams,
+    Completion,
+    Datum,
+    ForwardBackwardResult,
+    Logprobs,
+    Loss,
+    ModelInput,
+    SampleRequest,
+)
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Pending(Protocol[T_co]):
+    """A submitted piece of work. Dropping it does not undo the submission."""
+
+    async def result(self) -> T_co:
+        """Waits for the work and returns its result, or raises what it failed with. May be awaited again."""
+        ...
+
+
+class Snapshot(Protocol):
+    """Weights a sampler can serve, frozen at a policy version. Alive until released."""
+
+    @property
+    def version(self) -> int:
+        """Optimizer steps behind these weights."""
+        ...
+
+
+@attrs.frozen
+class Capabilities:
+    """What a backend can do, for clear errors before a run starts rather than in the middle of one."""
+
+    name: str
+    losses: frozenset[str]
+    max_context: int | None = None
+    """Longest sequence the model takes, prompt and completion together; None: unknown."""
+    deterministic: bool = False
+    """Same requests in the same order give the same bytes."""
+
+
+@runtime_checkable
+class TrainingBackend(Protocol):
+    """Weights, their gradients and their optimizer."""
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    @property
+    def version(self) -> int:
+        """Optimizer steps *submitted* so far, those before a restored state included."""
+        ...
+
+    def forward(self, data: Sequence[Datum], loss: Loss) -> Pending[ForwardBackwardResult]:
+        """Submits a pass without gradients: the loss and the logprobs of the target tokens."""
+        ...
+
+    def forward_backward(self, data: Sequence[Datum], loss: Loss) -> Pending[ForwardBackwardResult]:
+        """Submits a pass whose gradients (of the loss summed over tokens) are added to those of earlier passes.
+
+        A datum that does not fit the loss raises `RequestRejected` here, naming the datum's index and the field.
+        """
+        ...
+
+    def optim_step(self, params: AdamParams) -> Pending[dict[str, float]]:
+        """Submits one AdamW step on the accumulated gradients, and clears them. Gives metrics such as `grad_norm`."""
+        ...
+
+    def snapshot(self) -> Pending[Snapshot]:
+        """Submits the freezing of the current weights for sampling."""
+        ...
+
+    def save_state(self, directory: Path) -> Pending[None]:
+        """Submits the writing of weights and optimizer into the existing, empty `directory`."""
+        ...
+
+    def load_state(self, directory: Path) -> Pending[None]:
+        """Submits the restoring of what `save_state` wrote, the version included. Raises `UnusableState` where it cannot be used."""
+        ...
+
+
+@runtime_checkable
+class SamplingBackend(Protocol):
+    """Completions and log-probabilities from frozen weights."""
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    async def sample(self, snapshot: Snapshot, request: SampleRequest) -> Sequence[Completion]:
+        """`request.num_samples` completions. Cancelling the call frees what it holds.
+
+        Raises `TransientError` where trying again may help, `RequestRejected` where it cannot.
+        """
+        ...
+
+    async def compute_logprobs(self, snapshot: Snapshot, sequence: ModelInput) -> Logprobs:
+        """Log-probability of every token given those before it, shape (T,); position 0 is NaN."""
+        ...
+
+    def release(self, snapshot: Snapshot) -> None:
+        """Gives up a snapshot: nothing will be asked of it again. Releasing twice is an error."""
+        ...
+
+    def save_snapshot(self, snapshot: Snapshot, directory: Path) -> Pending[None]:
+        """Submits the writing of a snapshot into the existing, empty `directory`, so that a resumed run can serve an older version."""
+        ...
+
+    def load_snapshot(self, directory: Path) -> Pending[Snapshot]:
+        """Submits the restoring of what `save_snapshot` wrote."""
+        ...
+
+
+class Backend(TrainingBackend, SamplingBackend, Protocol):
+    """Both ports on one model, as RL needs them."""
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back; Hugging Face `tokenizers.Tokenizer` wrapped, or anything like it."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text: a special token's name inside `text` stays text."""
+        ...
+
+    def decode(self, tokens: Sequence[int] | Any) -> str:
+        """Text of token ids, special tokens by their names."""
+        ...
+
+    def special_token(self, name: str) -> int:
+        """Id of a special token, e.g. `<|im_end|>`. Raises KeyError when the vocabulary has none of that name."""
+        ...
+
+    @property
+    def vocab_size(self) -> int: ...

@@ -1,0 +1,76 @@
+"""What a rollout leaves behind: turns, trajectories, groups. The input of advantages and datum assembly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.backends.values import Completion, ModelInput
+
+EndReason = Literal["done", "max_turns", "max_tokens", "time_limit", "context"]
+"""Why an episode ended: by the environment itself, or by one of the rollout's limits."""
+
+
+@attrs.frozen
+class Turn:
+    """One observation and the completion that answered it.
+
+    The completion's tokens are those that were sampled; nothing downstream renders them again.
+    """
+
+    prompt: ModelInput
+    completion: Completion
+    reward: float = 0.0
+    metrics: Mapping[str, float] = attrs.field(factory=dict)
+    logs: Mapping[str, Any] = attrs.field(factory=dict)
+    """For people: what was asked and answered, JSON values."""
+
+
+@attrs.frozen
+class Trajectory:
+    """One member's episode."""
+
+    turns: tuple[Turn, ...]
+    end: EndReason = "done"
+    final_reward: float = 0.0
+    """Reward beside the turns' own: for how the episode ended, and from comparing the group's members."""
+    metrics: Mapping[str, float] = attrs.field(factory=dict)
+
+    @property
+    def reward(self) -> float:
+        """Return of the episode, undiscounted."""
+        return sum(turn.reward for turn in self.turns) + self.final_reward
+
+    @property
+    def sampled_tokens(self) -> int:
+        """Tokens the policy produced, over all turns."""
+        return sum(len(turn.completion.tokens) for turn in self.turns)
+
+    @property
+    def oldest_version(self) -> int:
+        """Oldest policy version that produced any token."""
+        return min(turn.completion.version for turn in self.turns)
+
+
+@attrs.frozen
+class TrajectoryGroup:
+    """The episodes of one problem: what advantages are centred over."""
+
+    trajectories: tuple[Trajectory, ...]
+    tags: tuple[str, ...] = ()
+    """What the problem is, for metrics by kind: `("arithmetic", "digits_2")`."""
+    metrics: Mapping[str, float] = attrs.field(factory=dict)
+
+    @property
+    def rewards_G(self) -> NDArray[np.float64]:
+        """Returns of the members, shape (G,)."""
+        return np.array([trajectory.reward for trajectory in self.trajectories], np.float64)
+
+    @property
+    def sampled_tokens(self) -> int:
+        """Tokens the policy produced, over all members."""
+        return sum(trajectory.sampled_tokens for trajectory in self.trajectories)

@@ -1,0 +1,92 @@
+"""The contracts an environment keeps.
+
+An `Env` is one episode and is used once. A `GroupBuilder` makes the envs of one problem, may compare their outcomes, and cleans up
+after the last of them. Both may be plain classes: nothing is registered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import attrs
+
+from engine.backends.values import Completion, ModelInput, SampleRequest
+from engine.training.trajectories import Trajectory
+
+
+@attrs.frozen
+class Observation:
+    """What the policy is asked."""
+
+    prompt: ModelInput
+    """The whole context, earlier turns and their sampled tokens included."""
+    stop: tuple[str | int, ...] = ()
+    """Stop strings and stop token ids that end the answer."""
+    max_tokens: int | None = None
+    """Most tokens this answer may take; None: the rollout's own limit."""
+
+
+@attrs.frozen
+class Step:
+    """What an answer led to."""
+
+    reward: float = 0.0
+    observation: Observation | None = None
+    """The next question; None: the episode is over."""
+    metrics: Mapping[str, float] = attrs.field(factory=dict)
+    logs: Mapping[str, Any] = attrs.field(factory=dict)
+    """For people: JSON values shown in samples and reports."""
+
+
+class Env(Protocol):
+    """One episode."""
+
+    async def reset(self) -> Observation:
+        """The first observation. Called once."""
+        ...
+
+    async def step(self, completion: Completion) -> Step:
+        """Takes the policy's answer to the last observation."""
+        ...
+
+
+class GroupBuilder:
+    """Makes the envs of one problem. Override what you need; `make_envs` you must.
+
+    `tags` name the kind of problem in metrics. `single_turn` promises that every env ends at its first step: members that then share a
+    prompt are asked for in one sampling request. `interdependent` says that members wait for one another (players of one
+    game), so that one that fails takes the others with it whatever the failure policy.
+    """
+
+    tags: tuple[str, ...] = ()
+    single_turn: bool = False
+    interdependent: bool = False
+
+    async def make_envs(self) -> Sequence[Env]:
+        """The members of the group, at least one."""
+        raise NotImplementedError(f"{type(self).__name__} must define make_envs()")
+
+    async def group_rewards(self, trajectories: Sequence[Trajectory]) -> Sequence[float] | None:  # noqa: ARG002
+        """A reward for each member from comparing all of them, added to their own; None: nothing to add."""
+        return None
+
+    async def cleanup(self) -> None:
+        """Frees what `make_envs` took. Called once for each call of `make_envs`, after the last member has finished, however it finished."""
+
+
+class Policy(Protocol):
+    """Whoever answers observations."""
+
+    async def sample(self, request: SampleRequest) -> Sequence[Completion]:
+        """`request.num_samples` completions."""
+        ...
+
+
+class GroupDataset(Protocol):
+    """Problems by position; anything with `__getitem__` and `__len__`, a list too. The same position gives the same problem, so that a
+    resumed run can go on where the last one stood."""
+
+    def __getitem__(self, index: int, /) -> GroupBuilder: ...
+
+    def __len__(self) -> int: ...
