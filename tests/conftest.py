@@ -1,0 +1,20 @@
+"""Fixtures of the whole suite."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from trio.testing import MockClock
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    """Tests marked `anyio` run on asyncio and on trio; on trio the clock is virtual and jumps as soon as everything waits.
+
+    A test that waits for time to pass belongs on trio alone: override this fixture, or use `engine.runtime.simulate`. Function-scoped, because a
+    clock belongs to one run.
+    """
+    if request.param == "trio":
+        return "trio", {"clock": MockClock(autojump_threshold=0)}
+    return "asyncio", {}
