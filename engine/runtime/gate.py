@@ -149,10 +149,13 @@ class StalenessGate:
         return ticket
 
     async def admit(self) -> Ticket:
-        """Waits for a credit. Raises GateClosed when no more work is wanted."""
+        """Waits for a credit. Raises GateClosed when no more work is wanted.
+
+        Nothing else runs between the admission and the caller's next line, so that the caller can register the ticket before any checkpoint is cut.
+        """
+        await anyio.lowlevel.checkpoint()
         ticket = self.try_admit()
         if ticket is not None:
-            await anyio.lowlevel.checkpoint()
             return ticket
         began = anyio.current_time()
         try:
