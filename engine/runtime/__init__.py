@@ -5,13 +5,14 @@ from engine.runtime.gate import Bound, GateClosed, GateState, GateStatistics, St
 from engine.runtime.instrumentation import NullTracer, Tracer
 from engine.runtime.offload import offload
 from engine.runtime.program import ActorsFailed, Program, Restarts
-from engine.runtime.requests import Ask, Inbox, NoReply
+from engine.runtime.requests import Ask, Asker, Inbox, NoReply
 from engine.runtime.seeds import derive_seed
 from engine.runtime.simulation import Deadlock, SimulationReport, simulate
 
 __all__ = [
     "ActorsFailed",
     "Ask",
+    "Asker",
     "Bound",
     "Channel",
     "ChannelStatistics",

@@ -26,7 +26,7 @@ import attrs
 
 from engine.runtime.channels import Channel, ConsumerFinished, Receiver, Sender
 from engine.runtime.instrumentation import NullTracer, Tracer
-from engine.runtime.requests import Inbox
+from engine.runtime.requests import Asker, Inbox
 
 
 class ActorsFailed(ExceptionGroup[Exception]):
@@ -47,6 +47,9 @@ class Restarts:
     """Which failures are worth a restart."""
 
 
+_End = Sender[Any] | Receiver[Any] | Inbox[Any, Any] | Asker[Any, Any]
+
+
 @attrs.define
 class _Actor:
     name: str
@@ -54,10 +57,11 @@ class _Actor:
     args: tuple[Any, ...]
     restarts: Restarts | None
     feeds: Sender[Any] | None
+    owns: tuple[_End, ...] = ()
 
     @property
-    def ends(self) -> list[Sender[Any] | Receiver[Any] | Inbox[Any, Any]]:
-        return [arg for arg in self.args if isinstance(arg, Sender | Receiver | Inbox)]
+    def ends(self) -> list[_End]:
+        return [end for end in (*self.args, *self.owns) if isinstance(end, Sender | Receiver | Inbox | Asker)]
 
 
 class Program:
@@ -78,13 +82,14 @@ class Program:
         *args: Any,
         restarts: Restarts | None = None,
         feeds: Sender[Any] | None = None,
+        owns: Sequence[_End] = (),
     ) -> None:
         """Declares a worker.
 
         `restarts`: by default a failure fails the program. `feeds`: the one channel end this actor works for; when its consumer has
-        finished, the actor is stopped at once, quietly.
+        finished, the actor is stopped at once, quietly. `owns`: further ends that are its own, beside those among its arguments.
         """
-        self._declare(self._workers, _Actor(name, function, args, restarts, feeds))
+        self._declare(self._workers, _Actor(name, function, args, restarts, feeds, tuple(owns)))
 
     def drain(self, name: str, function: Callable[..., Awaitable[None]], *args: Any) -> None:
         """Declares an actor that outlives the workers and reads its input to the end, within `grace` seconds after a failure or cancellation."""
