@@ -1,0 +1,314 @@
+"""The local backend: both ports on one model on this machine.
+
+    forward, forward_backward, optim_step, snapshot, save, load --> trainer thread (a queue)  --weights--> Snapshot
+    sample, compute_logprobs                                    --> sampler thread (batches)  <------------'
+
+A snapshot is a copy of what training changes (the adapters, or all weights); what it does not change is shared.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+
+import anyio
+import attrs
+import numpy as np
+import torch
+
+from engine.backends.errors import BackendError, RequestRejected, UnusableState
+from engine.backends.local.assembly import Assembly
+from engine.backends.local.losses import LOSSES, check_data, check_loss
+from engine.backends.local.sampler import SamplerThread, Ticket, Weights
+from engine.backends.local.states import read, write
+from engine.backends.local.threads import Job, WorkQueue, wait_for
+from engine.backends.local.tokenizer import LocalTokenizer
+from engine.backends.local.trainer import Pass, Trainer
+from engine.backends.ports import Capabilities, Snapshot
+from engine.backends.values import (
+    AdamParams,
+    Completion,
+    Datum,
+    ForwardBackwardResult,
+    ImageChunk,
+    Logprobs,
+    Loss,
+    ModelInput,
+    SampleRequest,
+)
+
+
+class LocalSnapshot:
+    """Weights frozen at a policy version."""
+
+    def __init__(self, version: int, weights_P: torch.Tensor) -> None:
+        self._version = version
+        self.weights_P: torch.Tensor | None = weights_P
+        self.for_sampler: Weights | None = None
+
+    @property
+    def version(self) -> int:
+        """Optimizer steps behind these weights."""
+        return self._version
+
+
+@attrs.frozen
+class LocalOptions:
+    """What `open` was told, beside the model."""
+
+    name: str
+    max_batch: int
+    microbatch_tokens: int
+    threads: int | None
+
+
+class LocalBackend:
+    """Sampling and training on this machine. Made by `engine.backends.local.open`."""
+
+    def __init__(self, assembly: Assembly, tokenizer: LocalTokenizer, options: LocalOptions) -> None:
+        self.tokenizer = tokenizer
+        self._assembly = assembly
+        self.capabilities = Capabilities(options.name, frozenset(LOSSES), assembly.max_context)
+        self._lock = threading.Lock()
+        self._submitted = 0
+        self._restored = 0
+        self._live: set[LocalSnapshot] = set()
+
+        def prepare() -> None:
+            if options.threads is not None:
+                torch.set_num_threads(options.threads)
+
+        self._queue = WorkQueue("callsheet-trainer", prepare)
+        device = assembly.trainable.weights_P.device
+        self._trainer = Trainer(
+            assembly.trainer, assembly.trainable, options.microbatch_tokens, self._queue.closing.is_set
+        )
+        self._sampler = SamplerThread(
+            max_batch=options.max_batch, decode=tokenizer.decode, device=device, prepare=prepare
+        )
+
+    # Training
+
+    @property
+    def version(self) -> int:
+        """Optimizer steps submitted so far, those before a restored state included."""
+        return self._restored + self._submitted
+
+    @property
+    def forward_path(self) -> str:
+        """Which forward pass runs: "llama", or "generic" with the reason."""
+        return self._assembly.forward
+
+    def forward(self, data: Sequence[Datum], loss: Loss) -> Job[ForwardBackwardResult]:
+        """Submits a pass without gradients. Raises RequestRejected like `forward_backward`."""
+        return self._submit_pass(data, loss, backward=False)
+
+    def forward_backward(self, data: Sequence[Datum], loss: Loss) -> Job[ForwardBackwardResult]:
+        """Submits a pass whose gradients are added to those of earlier passes.
+
+        Raises RequestRejected, naming the datum's index and the field, for a datum that does not fit the loss. Should the pass
+        fail later, so does the next `optim_step`: no step is taken on part of a gradient.
+        """
+        return self._submit_pass(data, loss, backward=True)
+
+    def _submit_pass(self, data: Sequence[Datum], loss: Loss, *, backward: bool) -> Job[ForwardBackwardResult]:
+        spec, params = check_loss(loss)
+        data = tuple(data)
+        check_data(data, loss, spec, self._assembly.vocab_size, self._assembly.max_context)
+        work = Pass(data, spec, params, backward)
+        return self._queue.submit(lambda: self._trainer.run(work))
+
+    def optim_step(self, params: AdamParams) -> Job[dict[str, float]]:
+        """Submits one AdamW step on the accumulated gradients. Gives `grad_norm`, before clipping.
+
+        Where the gradient is not finite or a pass before it failed, no step is taken and the result is a BackendError.
+        """
+
+        def step() -> dict[str, float]:
+            try:
+                return self._trainer.optim_step(params)
+            except BaseException:
+                with self._lock:
+                    self._submitted -= 1
+                raise
+
+        job = self._queue.submit(step)
+        with self._lock:
+            self._submitted += 1
+        return job
+
+    def snapshot(self) -> Job[Snapshot]:
+        """Submits the freezing of the current weights for sampling."""
+        return self._queue.submit(lambda: self._remember(self._trainer.version, self._trainer.trainable.copy()))
+
+    def _remember(self, version: int, weights_P: torch.Tensor) -> LocalSnapshot:
+        snapshot = LocalSnapshot(version, weights_P)
+        layout, network = self._trainer.trainable.layout, self._assembly.sampler
+        snapshot.for_sampler = Weights(version, lambda: network.bind(layout.joined(weights_P)))
+        with self._lock:
+            self._live.add(snapshot)
+        return snapshot
+
+    def save_state(self, directory: Path) -> Job[None]:
+        """Submits the writing of weights and optimizer into the existing, empty `directory`. Gradients are not part of it."""
+
+        def save() -> None:
+            state = self._trainer.trainable
+            named = state.layout.named
+            moments = {f"mean/{name}": view for name, view in named(state.mean_P).items()}
+            moments |= {f"square/{name}": view for name, view in named(state.square_P).items()}
+            files = {"weights": named(state.weights_P), "optimizer": moments}
+            details = {"optimizer_steps": state.steps}
+            write(directory, "training state", self._assembly.mark, self._trainer.version, details, files)
+
+        return self._queue.submit(save)
+
+    def load_state(self, directory: Path) -> Job[None]:
+        """Submits the restoring of what `save_state` wrote. Raises UnusableState, with nothing changed, where it cannot be used."""
+        with self._lock:
+            submitted = self._submitted
+
+        def load() -> None:
+            saved = read(directory, "training state", self._assembly.mark)
+            state = self._trainer.trainable
+            buffers = {"weights": "", "mean": "mean/", "square": "square/"}
+            tensors = {**saved.files.get("weights", {}), **saved.files.get("optimizer", {})}
+            missing = [p + name for p in buffers.values() for name in state.layout.shapes if p + name not in tensors]
+            if missing or "optimizer_steps" not in saved.details:
+                raise UnusableState(
+                    f"{directory} is incomplete: it lacks {missing[0] if missing else 'optimizer_steps'}"
+                )
+            for buffer_P, prefix in ((state.weights_P, ""), (state.mean_P, "mean/"), (state.square_P, "square/")):
+                for name, view in state.layout.named(buffer_P).items():
+                    view.copy_(tensors[prefix + name])
+            state.steps = int(saved.details["optimizer_steps"])
+            self._trainer.restored(saved.version)
+            with self._lock:
+                self._restored, self._submitted = saved.version, self._submitted - submitted
+
+        return self._queue.submit(load)
+
+    # Sampling
+
+    async def sample(self, snapshot: Snapshot, request: SampleRequest) -> Sequence[Completion]:
+        """`request.num_samples` completions; cancelling frees their rows at the next decode step.
+
+        Raises RequestRejected, naming the field, for a request that this model cannot serve. A completion that reaches the end of the
+        context ends there, with stop reason "length". Only what `request.params.stop` lists ends a completion early: an
+        end-of-text token does when it is listed.
+        """
+        weights = self._weights(snapshot)
+        self._check_input("prompt", request.prompt)
+        _check_params(request)
+        length, context = request.prompt.length, self._assembly.max_context
+        if context is not None and length >= context:
+            raise RequestRejected(
+                f"prompt: {length} tokens leave no room for an answer in the model's context of {context}"
+            )
+        room = request.params.max_tokens if context is None else context - length
+        ticket = Ticket(request, weights, room, Future())
+        self._sampler.post(ticket)
+        try:
+            return await wait_for(ticket.future)
+        except anyio.get_cancelled_exc_class():
+            self._sampler.cancel(ticket)
+            raise
+
+    async def compute_logprobs(self, snapshot: Snapshot, sequence: ModelInput) -> Logprobs:
+        """Log-probability of every token given those before it, shape (T,); position 0 is NaN."""
+        weights = self._weights(snapshot)
+        self._check_input("sequence", sequence)
+        tokens_T = sequence.tokens
+        context = self._assembly.max_context
+        if context is not None and len(tokens_T) > context:
+            raise RequestRejected(f"sequence: {len(tokens_T)} tokens; the model's context is {context}")
+        future: Future[Logprobs] = Future()
+
+        def work() -> None:
+            try:
+                targets_N = torch.from_numpy(tokens_T[1:].astype(np.int64)).to(self._trainer.trainable.weights_P.device)
+                inactive_N = torch.zeros(len(targets_N), dtype=torch.bool)
+                known = np.empty(0, np.float32)
+                if len(tokens_T) > 1:
+                    known = weights.bound().target_logprobs([tokens_T[:-1]], targets_N, inactive_N).cpu().numpy()
+                future.set_result(np.concatenate(([np.float32(np.nan)], known)))
+            except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits
+                future.set_exception(error)
+
+        self._sampler.post(work)
+        return await wait_for(future)
+
+    def release(self, snapshot: Snapshot) -> None:
+        """Gives up a snapshot; requests under way finish, then its weights are freed. Releasing twice raises BackendError."""
+        with self._lock:
+            if not isinstance(snapshot, LocalSnapshot) or snapshot not in self._live:
+                raise BackendError(
+                    f"this snapshot (version {snapshot.version}) is not live: it was released before, or is another's"
+                )
+            self._live.remove(snapshot)
+        snapshot.weights_P = snapshot.for_sampler = None
+
+    def save_snapshot(self, snapshot: Snapshot, directory: Path) -> Job[None]:
+        """Submits the writing of a snapshot into the existing, empty `directory`."""
+        self._weights(snapshot)
+        weights_P = snapshot.weights_P if isinstance(snapshot, LocalSnapshot) else None
+        if weights_P is None:
+            raise BackendError("this snapshot was released")
+        layout, mark, version = self._trainer.trainable.layout, self._assembly.mark, snapshot.version
+        return self._queue.submit(
+            lambda: write(directory, "snapshot", mark, version, {}, {"weights": layout.named(weights_P)})
+        )
+
+    def load_snapshot(self, directory: Path) -> Job[Snapshot]:
+        """Submits the restoring of what `save_snapshot` wrote. Raises UnusableState where it cannot be used."""
+
+        def load() -> Snapshot:
+            saved = read(directory, "snapshot", self._assembly.mark)
+            state = self._trainer.trainable
+            tensors = saved.files.get("weights", {})
+            if missing := [name for name in state.layout.shapes if name not in tensors]:
+                raise UnusableState(f"{directory} is incomplete: it lacks {missing[0]}")
+            like_P = state.copy()
+            return self._remember(saved.version, state.layout.pack(tensors, like_P.dtype, like_P.device))
+
+        return self._queue.submit(load)
+
+    def statistics(self) -> dict[str, int]:
+        """What is held right now: `rows` being decoded, requests `waiting`, `batches`, and live `snapshots`."""
+        return {**self._sampler.statistics(), "snapshots": len(self._live)}
+
+    def close(self) -> None:
+        """Ends both threads after the step in hand. Blocks: `open` calls it in a thread."""
+        self._sampler.close()
+        self._queue.close()
+        self._live.clear()
+
+    def _weights(self, snapshot: Snapshot) -> Weights:
+        weights = snapshot.for_sampler if isinstance(snapshot, LocalSnapshot) and snapshot in self._live else None
+        if weights is None:
+            raise BackendError(
+                f"this snapshot (version {snapshot.version}) is not live: it was released, or is of another backend"
+            )
+        return weights
+
+    def _check_input(self, field: str, value: ModelInput) -> None:
+        if any(isinstance(chunk, ImageChunk) for chunk in value.chunks):
+            raise RequestRejected(f"{field}: it holds an image; the local backend reads text only")
+        tokens_T = value.tokens
+        if len(tokens_T) == 0:
+            raise RequestRejected(f"{field}: it is empty; the model needs at least one token")
+        low, high = int(tokens_T.min()), int(tokens_T.max())
+        if low < 0 or high >= self._assembly.vocab_size:
+            raise RequestRejected(
+                f"{field}: token id {low if low < 0 else high}; the vocabulary ends at {self._assembly.vocab_size - 1}"
+            )
+
+
+def _check_params(request: SampleRequest) -> None:
+    params = request.params
+    if params.top_k == 0 or params.top_k < -1:
+        raise RequestRejected(f"params.top_k: {params.top_k}; it must be -1 (no limit) or at least 1")
+    if "" in params.stop:
+        raise RequestRejected("params.stop: an empty string would end every completion at once")

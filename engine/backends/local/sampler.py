@@ -1,0 +1,310 @@
+"""The sampler: continuous batching of concurrent requests in one thread.
+
+    requests --inbox--> queue (priority, then arrival) --free rows--> decode batches, one for each snapshot in use
+                                                                      each: step, choose, finish rows, repeat
+
+Between two decode steps, requests join: a prompt is read once, whatever the number of samples, and each sample takes a row. The rows of
+all batches together are at most `max_batch`; a request may join in parts. A cancelled request leaves at the same place.
+
+Dimension suffixes: `B` rows, `V` vocabulary.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+import attrs
+import numpy as np
+import torch
+
+from engine.backends.errors import BackendError
+from engine.backends.local.draws import RandomStream, Rules, choose
+from engine.backends.local.network import Bound, DecodeBatch, Prefix, microbatches
+from engine.backends.local.stops import StopWatch
+from engine.backends.local.threads import CLOSED
+from engine.backends.values import Completion, SampleRequest, StopReason
+
+_PREFILL_TOKENS = 2048
+
+
+class Weights:
+    """A snapshot's tensors as the sampler thread uses them; bound to the network when first needed, in that thread."""
+
+    def __init__(self, version: int, bind: Callable[[], Bound]) -> None:
+        self.version = version
+        self._bind = bind
+        self._bound: Bound | None = None
+
+    def bound(self) -> Bound:
+        """The network with these weights. Sampler thread only."""
+        if self._bound is None:
+            self._bound = self._bind()
+        return self._bound
+
+
+@attrs.define(eq=False)
+class Ticket:
+    """One request on its way through the sampler."""
+
+    request: SampleRequest
+    weights: Weights
+    room: int
+    """Positions that the context leaves behind the prompt."""
+    future: Future[list[Completion]]
+    cancelled: bool = False
+    started: int = 0
+    prefix: Prefix | None = None
+    """The prompt as read; kept until every sample has started."""
+    finished: dict[int, Completion] = attrs.field(factory=dict)
+
+
+@attrs.define(eq=False)
+class _Row:
+    """One sample being decoded."""
+
+    ticket: Ticket
+    index: int
+    random: RandomStream
+    stop: StopWatch
+    limit: int
+    tokens: list[int] = attrs.field(factory=list)
+    logprobs: list[float] = attrs.field(factory=list)
+
+    def take(self, token: int, logprob: float) -> StopReason | None:
+        """Appends a token; why the sample ends with it, if it does."""
+        self.tokens.append(token)
+        self.logprobs.append(logprob)
+        if self.stop.reached(self.tokens):
+            return "stop"
+        return "length" if len(self.tokens) >= self.limit else None
+
+
+class _Batch:
+    """The rows that one snapshot serves."""
+
+    def __init__(self, weights: Weights, decode: Callable[[Sequence[int]], str], device: torch.device) -> None:
+        self.weights = weights
+        self.rows: list[_Row] = []
+        self._cache: DecodeBatch = weights.bound().decode_batch()
+        self._decode = decode
+        self._device = device
+        self._rules: Rules | None = None
+
+    def join(self, ticket: Ticket, count: int) -> None:
+        """Starts the next `count` samples of a request whose prompt has been read, and draws their first tokens."""
+        prefix, request = ticket.prefix, ticket.request
+        if prefix is None:
+            raise AssertionError("a request joins only after its prompt was read")
+        limit = min(request.params.max_tokens, ticket.room)
+        first = len(self.rows)
+        self._cache.add(prefix, count)
+        for index in range(ticket.started, ticket.started + count):
+            stop = StopWatch(request.params, self._decode)
+            self.rows.append(_Row(ticket, index, RandomStream(request.seed, index), stop, limit))
+        ticket.started += count
+        if ticket.started == request.num_samples:
+            ticket.prefix = None
+        self._rules = None
+        rules = Rules.of([request.params] * count, self._device)
+        self._choose(prefix.logits_V.expand(count, -1), first, rules)
+
+    def step(self) -> None:
+        """Draws one token for every row."""
+        tokens_B = torch.tensor([row.tokens[-1] for row in self.rows], device=self._device)
+        logits_B_V = self._cache.step(tokens_B)
+        if self._rules is None:
+            self._rules = Rules.of([row.ticket.request.params for row in self.rows], self._device)
+        self._choose(logits_B_V, 0, self._rules)
+
+    def _choose(self, logits_B_V: torch.Tensor, first: int, rules: Rules) -> None:
+        """Draws for the rows from `first` on; rows that end make way."""
+        rows = self.rows[first:]
+        tokens_B, logprobs_B = choose(logits_B_V, [row.random.next() for row in rows], rules)
+        drawn = zip(rows, tokens_B.tolist(), logprobs_B.tolist(), strict=True)
+        reasons = [row.take(token, logprob) for row, token, logprob in drawn]
+        for place in range(len(rows) - 1, -1, -1):
+            if (reason := reasons[place]) is not None:
+                _finish(rows[place], reason, self.weights.version)
+                self._drop(first + place)
+
+    def remove(self, gone: Callable[[Ticket], bool]) -> None:
+        """Frees the rows of some requests."""
+        for place in range(len(self.rows) - 1, -1, -1):
+            if gone(self.rows[place].ticket):
+                self._drop(place)
+
+    def _drop(self, place: int) -> None:
+        self._cache.drop(place)
+        self.rows[place] = self.rows[-1]
+        self.rows.pop()
+        self._rules = None
+
+
+def _finish(row: _Row, reason: StopReason, version: int) -> None:
+    ticket = row.ticket
+    tokens, logprobs = np.array(row.tokens, np.int32), np.array(row.logprobs, np.float32)
+    ticket.finished[row.index] = Completion(tokens, logprobs, reason, version)
+    if len(ticket.finished) == ticket.request.num_samples:
+        ticket.future.set_result([ticket.finished[index] for index in range(ticket.request.num_samples)])
+
+
+class SamplerThread:
+    """The thread, its inbox and its batches."""
+
+    def __init__(
+        self,
+        *,
+        max_batch: int,
+        decode: Callable[[Sequence[int]], str],
+        device: torch.device,
+        prepare: Callable[[], None],
+    ) -> None:
+        self._max_batch = max_batch
+        self._decode = decode
+        self._device = device
+        self._prepare = prepare
+        self._changed = threading.Condition()
+        self._inbox: list[Ticket | Callable[[], None]] = []
+        self._news = False
+        self._closing = False
+        self._arrivals = itertools.count()
+        self._queue: list[tuple[float, int, Ticket]] = []
+        self._batches: dict[Weights, _Batch] = {}
+        self._thread = threading.Thread(target=self._run, name="callsheet-sampler", daemon=True)
+        self._thread.start()
+
+    def post(self, item: Ticket | Callable[[], None]) -> None:
+        """Hands over a request, or work to be done between two steps. Raises BackendError when closed."""
+        with self._changed:
+            if self._closing:
+                raise BackendError("the local backend is closed: open it again to go on")
+            self._inbox.append(item)
+            self._news = True
+            self._changed.notify()
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Frees what a request holds, at the next step."""
+        ticket.cancelled = True
+        with self._changed:
+            self._news = True
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Ends the thread at its next step; requests under way fail. Blocks until it has ended."""
+        with self._changed:
+            self._closing = True
+            self._news = True
+            self._changed.notify()
+        self._thread.join()
+
+    def statistics(self) -> dict[str, int]:
+        """What is held right now: rows being decoded, requests waiting, snapshots in use."""
+        batches = list(self._batches.values())
+        return {"rows": sum(len(batch.rows) for batch in batches), "waiting": len(self._queue), "batches": len(batches)}
+
+    def _run(self) -> None:
+        self._prepare()
+        with torch.inference_mode():
+            while self._take_news(wait=not self._batches and not self._queue):
+                try:
+                    self._round()
+                except BaseException as error:  # noqa: BLE001 - it belongs to the requests that were in it
+                    self._fail(error)
+        self._fail(BackendError(CLOSED))
+
+    def _take_news(self, *, wait: bool) -> bool:
+        """Reads the inbox. False: the thread shall end."""
+        if not wait and not self._news:
+            return True
+        with self._changed:
+            while wait and not self._news:
+                self._changed.wait()
+            inbox, self._inbox = self._inbox, []
+            self._news = False
+            closing = self._closing
+        for item in inbox:
+            if isinstance(item, Ticket):
+                heapq.heappush(self._queue, (item.request.priority, next(self._arrivals), item))
+            else:
+                item()
+        self._leave()
+        return not closing
+
+    def _leave(self) -> None:
+        """Lets go of cancelled requests."""
+        if any(entry[2].cancelled for entry in self._queue):
+            self._queue = [entry for entry in self._queue if not entry[2].cancelled]
+            heapq.heapify(self._queue)
+        for batch in self._batches.values():
+            batch.remove(lambda ticket: ticket.cancelled)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Forgets batches without rows, and with them the snapshots they hold."""
+        for weights in [weights for weights, batch in self._batches.items() if not batch.rows]:
+            del self._batches[weights]
+
+    def _round(self) -> None:
+        """Lets requests join, then one decode step of every batch."""
+        self._admit()
+        for batch in list(self._batches.values()):
+            if batch.rows:
+                batch.step()
+        self._sweep()
+
+    def _admit(self) -> None:
+        free = self._max_batch - sum(len(batch.rows) for batch in self._batches.values())
+        joining: list[tuple[Ticket, int]] = []
+        while free > 0 and self._queue:
+            ticket = self._queue[0][2]
+            count = min(free, ticket.request.num_samples - ticket.started)
+            joining.append((ticket, count))
+            free -= count
+            if ticket.started + count < ticket.request.num_samples:
+                break
+            heapq.heappop(self._queue)
+        try:
+            self._read_prompts([ticket for ticket, _ in joining if ticket.prefix is None])
+            for ticket, count in joining:
+                batch = self._batches.get(ticket.weights)
+                if batch is None:
+                    batch = self._batches[ticket.weights] = _Batch(ticket.weights, self._decode, self._device)
+                batch.join(ticket, count)
+        except BaseException as error:
+            for ticket, _ in joining:
+                _fail_one(ticket, error)
+            raise
+
+    def _read_prompts(self, tickets: list[Ticket]) -> None:
+        """Prefills prompts, those of one snapshot together as far as a bound on tokens allows."""
+        by_weights: dict[Weights, list[Ticket]] = {}
+        for ticket in tickets:
+            by_weights.setdefault(ticket.weights, []).append(ticket)
+        for weights, group in by_weights.items():
+            lengths = [ticket.request.prompt.length for ticket in group]
+            for chosen in microbatches(lengths, _PREFILL_TOKENS):
+                prefixes = weights.bound().prefill([group[index].request.prompt.tokens for index in chosen])
+                for index, prefix in zip(chosen, prefixes, strict=True):
+                    group[index].prefix = prefix
+
+    def _fail(self, error: BaseException) -> None:
+        """Fails everything under way and frees what it held."""
+        batches, self._batches = self._batches, {}
+        queue, self._queue = self._queue, []
+        for batch in batches.values():
+            for row in batch.rows:
+                _fail_one(row.ticket, error)
+        for _, _, ticket in queue:
+            if ticket.started or self._closing:
+                _fail_one(ticket, error)
+            else:
+                heapq.heappush(self._queue, (ticket.request.priority, next(self._arrivals), ticket))
+
+
+def _fail_one(ticket: Ticket, error: BaseException) -> None:
+    if not ticket.future.done():
+        ticket.future.set_exception(error)

@@ -1,0 +1,136 @@
+"""The trainer's work: passes over datums, the AdamW step, snapshots. Everything here runs in the trainer thread.
+
+Dimension suffixes: `N` tokens of all datums of a microbatch, one after the other; `P` all trainable numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import attrs
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.backends.errors import BackendError
+from engine.backends.local.losses import LossBatch, LossSpec
+from engine.backends.local.network import Network, microbatches
+from engine.backends.local.parameters import Trainable
+from engine.backends.local.threads import CLOSED
+from engine.backends.values import AdamParams, Datum, ForwardBackwardResult, Logprobs
+
+
+@attrs.frozen(eq=False)
+class Pass:
+    """One forward (and backward) pass, checked."""
+
+    data: Sequence[Datum]
+    loss: LossSpec
+    params: Mapping[str, float]
+    backward: bool
+
+
+class Trainer:
+    """Weights that learn."""
+
+    def __init__(
+        self, network: Network, trainable: Trainable, microbatch_tokens: int, closing: Callable[[], bool]
+    ) -> None:
+        self.trainable = trainable
+        self.version = 0
+        """Optimizer steps behind the weights."""
+        self._network = network
+        self._microbatch_tokens = microbatch_tokens
+        self._closing = closing
+        self._broken: BaseException | None = None
+
+    def run(self, work: Pass) -> ForwardBackwardResult:
+        """The loss, summed over all tokens; where asked, its gradient is added to what earlier passes gave."""
+        try:
+            return self._run(work)
+        except BaseException as error:
+            if work.backward:
+                self._broken = error
+            raise
+
+    def _run(self, work: Pass) -> ForwardBackwardResult:
+        losses, sums = [], dict[str, float]()
+        logprobs: list[Logprobs | None] = [None] * len(work.data)
+        tokens = 0
+        for chosen in microbatches([datum.model_input.length for datum in work.data], self._microbatch_tokens):
+            if self._closing():
+                raise BackendError(CLOSED)
+            loss, logprobs_N, metrics = self._microbatch([work.data[index] for index in chosen], work)
+            losses.append(loss)
+            tokens += len(logprobs_N)
+            for name, value in metrics.items():
+                sums[name] = sums.get(name, 0.0) + value
+            ends = np.cumsum([work.data[index].model_input.length for index in chosen])
+            for index, part_T in zip(chosen, np.split(logprobs_N, ends[:-1]), strict=True):
+                logprobs[index] = part_T
+        means = {name: value / tokens for name, value in sums.items()}
+        every = tuple(part_T for part_T in logprobs if part_T is not None)
+        return ForwardBackwardResult(math.fsum(losses), every, {"tokens": float(tokens), **means})
+
+    def _microbatch(self, data: Sequence[Datum], work: Pass) -> tuple[float, Logprobs, dict[str, float]]:
+        device = self.trainable.weights_P.device
+        with torch.set_grad_enabled(work.backward):
+            bound = self._network.bind(self.trainable.leaves())
+            inputs = {name: _joined(data, name, np.float32, device) for name in work.loss.reads}
+            targets_N = _joined(data, "target_tokens", np.int64, device)
+            active_N = inputs[work.loss.scale] != 0
+            logprobs_N = bound.target_logprobs([datum.model_input.tokens for datum in data], targets_N, active_N)
+            lengths = torch.tensor([datum.model_input.length for datum in data], device=device)
+            datum_N = torch.repeat_interleave(lengths)
+            loss_N, sums = work.loss.function(LossBatch(logprobs_N, inputs, datum_N, work.params))
+            loss = loss_N.sum()
+            if work.backward and bool(active_N.any()):
+                loss.backward()  # type: ignore[no-untyped-call]
+                self.trainable.collect()
+        metrics = {name: float(value) for name, value in sums.items()}
+        return float(loss_N.detach().double().sum()), logprobs_N.detach().cpu().numpy(), metrics
+
+    def optim_step(self, params: AdamParams) -> dict[str, float]:
+        """One AdamW step (1711.05101) on the accumulated gradients, which it clears. Moments are bias-corrected."""
+        broken, self._broken = self._broken, None
+        state = self.trainable
+        norm = float(state.gradient_P.norm())
+        if broken is not None or not math.isfinite(norm):
+            state.clear_gradient()
+            why = f"an earlier pass failed: {broken}" if broken is not None else f"the gradient's norm is {norm}"
+            raise BackendError(
+                f"the optimizer step was not taken, and the accumulated gradient was dropped, because {why}"
+            )
+        adamw(state, params, norm)
+        state.changed()
+        state.clear_gradient()
+        self.version += 1
+        return {"grad_norm": norm, "learning_rate": params.learning_rate}
+
+    def restored(self, version: int) -> None:
+        """Call after the trainable state was replaced by one of `version`."""
+        self.version = version
+        self._broken = None
+        self.trainable.clear_gradient()
+        self.trainable.changed()
+
+
+def _joined(data: Sequence[Datum], name: str, dtype: type[np.generic], device: torch.device) -> Tensor:
+    values_N = np.concatenate([np.asarray(datum.loss_inputs[name], dtype) for datum in data])
+    return torch.from_numpy(values_N).to(device)
+
+
+@torch.no_grad()
+def adamw(state: Trainable, params: AdamParams, norm: float) -> None:
+    """AdamW with decoupled weight decay (1711.05101) on every trainable number; `norm` is the gradient's."""
+    gradient_P = state.gradient_P
+    if params.grad_clip_norm > 0 and norm > params.grad_clip_norm:
+        gradient_P.mul_(params.grad_clip_norm / norm)
+    state.steps += 1
+    state.mean_P.lerp_(gradient_P, 1 - params.beta1)
+    state.square_P.mul_(params.beta2).addcmul_(gradient_P, gradient_P, value=1 - params.beta2)
+    if params.weight_decay:
+        state.weights_P.mul_(1 - params.learning_rate * params.weight_decay)
+    scale_P = state.square_P.sqrt().div_(math.sqrt(1 - params.beta2**state.steps)).add_(params.eps)
+    state.weights_P.addcdiv_(state.mean_P, scale_P, value=-params.learning_rate / (1 - params.beta1**state.steps))
