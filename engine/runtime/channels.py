@@ -74,7 +74,9 @@ class Channel(Generic[T]):
         elif self._open_senders:
             stream = next(iter(self._open_senders)).clone()
         else:
-            raise RuntimeError(f"channel '{self.name}': all its senders are closed, so it has ended and takes no new one")
+            raise RuntimeError(
+                f"channel '{self.name}': all its senders are closed, so it has ended and takes no new one"
+            )
         self._senders += 1
         self._open_senders[stream] = None
         return Sender(self, stream)
@@ -86,7 +88,9 @@ class Channel(Generic[T]):
         elif self._open_receivers:
             stream = next(iter(self._open_receivers)).clone()
         else:
-            raise RuntimeError(f"channel '{self.name}': all its receivers are closed, so its senders have been told to stop")
+            raise RuntimeError(
+                f"channel '{self.name}': all its receivers are closed, so its senders have been told to stop"
+            )
         self._receivers += 1
         self._open_receivers[stream] = None
         return Receiver(self, stream)
