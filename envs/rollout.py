@@ -6,6 +6,7 @@ A group is atomic: its members are played concurrently, siblings of a failed mem
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -97,7 +98,9 @@ async def play_group(builder: GroupBuilder, policy: Policy, settings: RolloutSet
                 raise
             if attempt == attempts - 1:
                 cause = _single(error)
-                raise GroupFailed(f"group {_title(builder)} given up after {attempts} attempt(s): {type(cause).__name__}: {cause}") from cause
+                raise GroupFailed(
+                    f"group {_title(builder)} given up after {attempts} attempt(s): {type(cause).__name__}: {cause}"
+                ) from cause
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
@@ -115,14 +118,25 @@ async def _play_once(builder: GroupBuilder, policy: Policy, settings: RolloutSet
         extra = await builder.group_rewards(trajectories)
         if extra is not None:
             if len(extra) != len(trajectories):
-                raise ValueError(f"group_rewards of group {_title(builder)} gave {len(extra)} rewards for {len(trajectories)} members")
+                raise ValueError(
+                    f"group_rewards of group {_title(builder)} gave {len(extra)} rewards for {len(trajectories)} members"
+                )
             trajectories = [
                 attrs.evolve(trajectory, final_reward=trajectory.final_reward + float(reward))
                 for trajectory, reward in zip(trajectories, extra, strict=True)
             ]
+        _check_rewards(builder, trajectories)
     finally:
         await _cleanup(builder, limits.teardown)
     return TrajectoryGroup(tuple(trajectories), tuple(builder.tags))
+
+
+def _check_rewards(builder: GroupBuilder, trajectories: Sequence[Trajectory]) -> None:
+    for member, trajectory in enumerate(trajectories):
+        if not math.isfinite(trajectory.reward):
+            raise ValueError(
+                f"member {member} of group {_title(builder)} has the reward {trajectory.reward}: rewards must be finite numbers"
+            )
 
 
 async def _cleanup(builder: GroupBuilder, seconds: float) -> None:
@@ -135,7 +149,9 @@ async def _cleanup(builder: GroupBuilder, seconds: float) -> None:
 async def _play_members(
     builder: GroupBuilder, envs: Sequence[Env], policy: Policy, settings: RolloutSettings, seed: int
 ) -> list[Trajectory]:
-    survivors_needed = settings.failure.members if isinstance(settings.failure, MinViable) and not builder.interdependent else None
+    survivors_needed = (
+        settings.failure.members if isinstance(settings.failure, MinViable) and not builder.interdependent else None
+    )
     if builder.single_turn and len(envs) > 1:
         players = await _players_of_shared_prompt(envs, policy, settings, seed)
     else:
@@ -161,7 +177,9 @@ async def _play_members(
     played = await _together([lambda member=member: survivor(member) for member in range(len(envs))])  # type: ignore[misc]
     survivors = [trajectory for trajectory in played if trajectory is not None]
     if len(survivors) < survivors_needed:
-        raise GroupFailed(f"{len(survivors)} of {len(envs)} members survived, {survivors_needed} are needed") from errors[-1]
+        raise GroupFailed(
+            f"{len(survivors)} of {len(envs)} members survived, {survivors_needed} are needed"
+        ) from errors[-1]
     return survivors
 
 
@@ -191,7 +209,9 @@ async def _players_of_shared_prompt(
     ]
 
 
-async def _answer_once(env: Env, observation: Observation, completion: Completion, settings: RolloutSettings) -> Trajectory:
+async def _answer_once(
+    env: Env, observation: Observation, completion: Completion, settings: RolloutSettings
+) -> Trajectory:
     with anyio.fail_after(settings.limits.wall_clock):
         step = await env.step(completion)
     if step.observation is not None:
@@ -199,7 +219,9 @@ async def _answer_once(env: Env, observation: Observation, completion: Completio
     return Trajectory((_turn(observation, completion, step),), "done", settings.termination_rewards.get("done", 0.0))
 
 
-async def play(env: Env, policy: Policy, settings: RolloutSettings, seed: int, first: Observation | None = None) -> Trajectory:
+async def play(
+    env: Env, policy: Policy, settings: RolloutSettings, seed: int, first: Observation | None = None
+) -> Trajectory:
     """Plays one episode to its end or to a limit.
 
     Raises TimeoutError when the wall clock runs out before the first answer was graded: there is nothing to learn from such an episode.

@@ -1,0 +1,122 @@
+"""The evaluator: runs every due evaluation exactly once, at the version it was due at.
+
+    consumes: requests of the trainer     produces: evaluation reports
+    waits for: the sampler                unblocked by: completions
+
+The version stays served until its evaluations are done, however far training has come; the trainer waits only for evaluations that ask for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+import anyio
+import attrs
+
+from actors.reports import EvaluationReport, Report
+from actors.sampler import Sampler
+from engine.runtime.channels import Sender
+from engine.runtime.instrumentation import Tracer
+from engine.runtime.requests import Inbox
+from engine.runtime.seeds import derive_seed
+from envs.contracts import GroupDataset, Policy
+from envs.rollout import RolloutSettings, play_group
+
+EvaluationFn = Callable[[Policy], Awaitable[Mapping[str, float]]]
+
+
+@attrs.frozen
+class Evaluation:
+    """Something to measure of a policy, every so many steps."""
+
+    name: str
+    run: EvaluationFn
+    every: int = attrs.field(default=20, validator=attrs.validators.ge(1))
+    """Steps between evaluations."""
+    at_ends: bool = True
+    """Also evaluate the untrained policy, and the last version whatever its number."""
+    blocking: bool = False
+    """Whether training waits for it."""
+
+    def due(self, version: int) -> bool:
+        """Whether its interval ends at a version."""
+        return version > 0 and version % self.every == 0
+
+
+@attrs.frozen
+class DueEvaluations:
+    """Evaluations to run at one version, which the sender has pinned for each of them."""
+
+    version: int
+    evaluations: Sequence[Evaluation]
+
+
+class Evaluator:
+    """Runs evaluations one after another, in the order in which they became due."""
+
+    def __init__(self, sampler: Sampler, tracer: Tracer, pending: set[tuple[int, str]]) -> None:
+        """`pending`: (version, name) of evaluations that are due and not reported; shared with the trainer's checkpoints."""
+        self._sampler = sampler
+        self._tracer = tracer
+        self._pending = pending
+
+    async def run(self, inbox: Inbox[DueEvaluations, None], reports: Sender[Report]) -> None:
+        """Answers requests until the trainer has finished."""
+        async for ask in inbox:
+            try:
+                for evaluation in ask.question.evaluations:
+                    await self._evaluate(ask.question.version, evaluation, reports)
+            except Exception as error:
+                ask.fail(error)
+                raise
+            ask.reply(None)
+
+    async def _evaluate(self, version: int, evaluation: Evaluation, reports: Sender[Report]) -> None:
+        began = anyio.current_time()
+        try:
+            metrics = await evaluation.run(self._sampler.policy(version))
+        except Exception as error:
+            error.add_note(f"in evaluation '{evaluation.name}' at version {version}")
+            raise
+        finally:
+            self._sampler.unpin(version)
+        self._tracer.span("evaluator", evaluation.name, began, anyio.current_time(), version=version)
+        await reports.send(EvaluationReport(version, evaluation.name, dict(metrics)))
+        self._pending.discard((version, evaluation.name))
+
+
+def group_evaluation(
+    name: str,
+    groups: GroupDataset,
+    settings: RolloutSettings | None = None,
+    *,
+    every: int = 20,
+    concurrency: int = 16,
+    seed: int = 0,
+    blocking: bool = False,
+) -> Evaluation:
+    """Plays every group of a dataset, at most `concurrency` at a time, and reports the mean reward, by tag too.
+
+    The same seeds are used each time, so that two evaluations differ by the policy alone. A group that fails is not counted as a wrong answer: it fails the
+    evaluation, unless `settings.failure` lets it live.
+    """
+    rollout = settings or RolloutSettings()
+    if concurrency < 1:
+        raise ValueError(f"evaluation '{name}': concurrency must be at least 1, got {concurrency}")
+
+    async def run(policy: Policy) -> Mapping[str, float]:
+        rewards: dict[str, list[float]] = {}
+        limiter = anyio.Semaphore(concurrency)
+
+        async def one(index: int) -> None:
+            async with limiter:
+                group = await play_group(groups[index], policy, rollout, derive_seed(seed, index))
+            for tag in dict.fromkeys(("all", *group.tags)):
+                rewards.setdefault(tag, []).extend(trajectory.reward for trajectory in group.trajectories)
+
+        async with anyio.create_task_group() as tasks:
+            for index in range(len(groups)):
+                tasks.start_soon(one, index)
+        return {f"{tag}/reward/total": sum(sorted(values)) / len(values) for tag, values in sorted(rewards.items())}
+
+    return Evaluation(name, run, every=every, blocking=blocking)

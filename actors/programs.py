@@ -1,0 +1,342 @@
+"""Programs: who works with whom.
+
+    train_rl            Source ──jobs──> Rollouts ──finished groups──> Trainer ──reports──> Logger
+                           ^ gate           ^ Sampler <──versions──────┘  └──due──> Evaluator ──reports──> Logger
+
+    train_supervised    Batches ──batches──> Trainer ──reports──> Logger
+                                                └──due──> Evaluator ──reports──> Logger
+
+Synchronous, streaming and asynchronous RL are the same program at different settings of its `Schedule`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from actors.batches import BatchCursor, BatchDataset, BatchFeed, BatchSource
+from actors.checkpoint import RunSettings
+from actors.evaluator import DueEvaluations, Evaluation, Evaluator
+from actors.prediction import LengthPredictor, RunningMean
+from actors.reports import Observer, Report
+from actors.rl_feed import GroupFeed
+from actors.rollout import Rollouts
+from actors.run import Run, RunResult, open_run
+from actors.sampler import SamplerSettings
+from actors.schedule import Schedule
+from actors.source import ProblemStream, Source
+from actors.trainer import Feed, LearningSettings, StopRequest, Trainer
+from actors.work import Assignment, FinishedGroup, Job, Journal, RLWork, RolloutLedger
+from engine.backends.ports import Backend
+from engine.backends.values import AdamParams, Datum, Loss
+from engine.runtime.channels import Channel, Receiver
+from engine.runtime.gate import StalenessGate
+from engine.runtime.program import Program
+from engine.runtime.requests import Inbox
+from engine.training.advantages import AdvantageFn, resolve_advantage
+from envs.contracts import GroupDataset
+from envs.rollout import RolloutSettings
+
+REPORTS = 64
+"""Reports under way to the logger; a slow disk holds the trainer up rather than filling memory."""
+
+_at_least_one: Any = attrs.validators.optional(attrs.validators.ge(1))
+
+
+@attrs.frozen
+class RLSettings:
+    """How groups are played and trained; the pace is the `Schedule`'s."""
+
+    rollout: RolloutSettings = attrs.field(factory=RolloutSettings)
+    loss: Loss | None = None
+    """None: importance_sampling where every group is on-policy (max_staleness 0), ppo where some are not."""
+    advantages: str | AdvantageFn = "centred"
+    """By name (`engine.training.advantages.ADVANTAGES`), or a function of your own."""
+    optimizer: AdamParams = attrs.field(factory=AdamParams)
+    learning_rate: Callable[[int], float] | None = None
+    """Factor on the optimizer's learning rate by step; None: 1."""
+    sampler: SamplerSettings = attrs.field(factory=SamplerSettings)
+    epochs: int | None = attrs.field(default=None, validator=_at_least_one)
+    """How often the dataset is walked at most; None: as often as the steps need."""
+    shuffle: bool = True
+    """Each epoch in its own order, drawn from the seed."""
+    drop_constant_groups: bool = True
+    """Replace groups whose members all have the same reward: they teach nothing."""
+    unproductive_limit: int | None = attrs.field(default=None, validator=_at_least_one)
+    """Groups filtered or failed in a row that end the run; None: 256, or 8 times what may be under way if that is more."""
+    samples_per_step: int = attrs.field(default=1, validator=attrs.validators.ge(0))
+    """Groups a step whose questions and answers are kept in samples.jsonl."""
+    seed: int = 0
+
+
+async def train_rl(
+    backend: Backend,
+    *,
+    groups: GroupDataset,
+    steps: int | None = None,
+    schedule: Schedule | None = None,
+    settings: RLSettings | None = None,
+    evaluations: Sequence[Evaluation] = (),
+    run: RunSettings | None = None,
+    observers: Sequence[Observer] = (),
+    stop: StopRequest | None = None,
+    predictor: LengthPredictor | None = None,
+) -> RunResult:
+    """Reinforcement learning on `backend`, from problems in `groups`.
+
+    Args:
+        steps: optimizer steps in all, those before a resume included. None: what one walk over the dataset (or `settings.epochs`) gives.
+        schedule: synchronous, streaming or asynchronous; see `Schedule`.
+        evaluations: each is run exactly once when due, at the version it was due at.
+        run: where to keep metrics and checkpoints, and whether to resume. None: nothing is written.
+        stop: call it to end after the step under way, with a checkpoint.
+        predictor: orders waiting work by predicted length.
+
+    Raises:
+        ActorsFailed: what failed, by actor. RunDirectoryError: the directory cannot be used as asked. ValueError: settings that do not fit.
+    """
+    schedule = schedule or Schedule()
+    settings = settings or RLSettings()
+    steps, epochs = _how_long(steps, settings.epochs, len(groups), schedule.groups_per_step)
+    settings = attrs.evolve(settings, epochs=epochs, rollout=_within_context(settings.rollout, backend))
+    loss = settings.loss or Loss("importance_sampling" if schedule.max_staleness == 0 else "ppo")
+    _check_loss(backend, loss)
+    stream = ProblemStream(groups, epochs=epochs, shuffle=settings.shuffle, seed=settings.seed)
+    fixed = {**attrs.asdict(schedule), "seed": settings.seed, "shuffle": settings.shuffle, "problems": len(groups)}
+    with open_run(run, backend, settings.sampler, observers) as opened:
+        work = await opened.restore(RLWork, fixed, note=_resumed_groups)
+        actors = _RLActors(opened, stream, schedule, settings, steps, predictor or RunningMean(), work)
+        learning = LearningSettings(loss, settings.optimizer, settings.learning_rate)
+        ending = await _run(opened, actors.feed, learning, steps, evaluations, stop, actors, fixed)
+        if actors.rollouts.exhausted_by_filter:
+            opened.note(f"nothing left to learn: the last {actors.ledger.unproductive} groups had constant rewards")
+            ending = "nothing_to_learn"
+        return await opened.result(ending, gate=actors.gate.statistics())
+
+
+async def train_supervised(
+    backend: Backend,
+    *,
+    batches: BatchDataset,
+    steps: int | None = None,
+    loss: Loss | None = None,
+    optimizer: AdamParams | None = None,
+    learning_rate: Callable[[int], float] | None = None,
+    evaluations: Sequence[Evaluation] = (),
+    run: RunSettings | None = None,
+    observers: Sequence[Observer] = (),
+    stop: StopRequest | None = None,
+    prefetch: int = 4,
+    ahead: int = 1,
+) -> RunResult:
+    """Supervised learning on `backend`: step i trains on `batches[i modulo its length]`.
+
+    Args:
+        steps: optimizer steps in all; None: one walk over the batches.
+        prefetch: batches built before they are needed.
+        ahead: further steps submitted before a step's results are awaited. A resumed run repeats and skips no batch, whatever this is.
+
+    The other arguments, and what is raised, as for `train_rl`.
+    """
+    steps = steps if steps is not None else len(batches)
+    if steps < 1 or len(batches) < 1:
+        raise ValueError(f"there is nothing to train on: {steps} steps, {len(batches)} batches")
+    loss = loss or Loss("cross_entropy")
+    _check_loss(backend, loss)
+    fixed = {"batches": len(batches)}
+    with open_run(run, backend, None, observers) as opened:
+        await opened.restore(BatchCursor, fixed)
+        actors = _SupervisedActors(opened, batches, steps, prefetch)
+        learning = LearningSettings(loss, optimizer or AdamParams(), learning_rate)
+        ending = await _run(opened, actors.feed, learning, steps, evaluations, stop, actors, fixed, ahead=ahead)
+        return await opened.result(ending)
+
+
+class _RLActors:
+    """Source, rollouts and feed of one run, and what they share."""
+
+    publish_every_step = True
+
+    def __init__(
+        self,
+        run: Run,
+        stream: ProblemStream,
+        schedule: Schedule,
+        settings: RLSettings,
+        steps: int,
+        predictor: LengthPredictor,
+        work: RLWork | None,
+    ) -> None:
+        pin = schedule.pin == "group"
+        under_way: dict[int, Assignment] = {}
+        self.journal = Journal(enabled=run.directory is not None)
+        self.ledger = RolloutLedger(work.ledger if work else None)
+        self.gate = StalenessGate(
+            groups_per_step=schedule.groups_per_step,
+            max_staleness=schedule.max_staleness,
+            bound=schedule.bound,
+            total=steps * schedule.groups_per_step,
+            state=work.gate if work else None,
+        )
+        self.jobs: Channel[Job] = Channel("jobs", schedule.capacity)
+        self.finished: Channel[FinishedGroup] = Channel("finished groups", schedule.capacity)
+        self._finished_end: Receiver[FinishedGroup] = self.finished.receiver()
+        if work is not None:
+            predictor.restore(work.predictor)
+        self._predictor = predictor
+        self.source = Source(
+            stream,
+            self.gate,
+            run.sampler,
+            seed=settings.seed,
+            under_way=under_way,
+            journal=self.journal,
+            predictor=predictor,
+            position=work.position if work else 0,
+            reissued=work.under_way if work else (),
+            pin=pin,
+        )
+        self.rollouts = Rollouts(
+            run.sampler,
+            self.gate,
+            settings.rollout,
+            drop_constant=settings.drop_constant_groups,
+            pin=pin,
+            unproductive_limit=settings.unproductive_limit or max(256, 8 * schedule.capacity),
+            under_way=under_way,
+            ledger=self.ledger,
+            journal=self.journal,
+            predictor=predictor,
+            tracer=run.tracer,
+        )
+        self.feed = GroupFeed(
+            self._finished_end,
+            self.gate,
+            schedule,
+            resolve_advantage(settings.advantages),
+            under_way=under_way,
+            ledger=self.ledger,
+            journal=self.journal,
+            kept=work.finished if work else (),
+            samples_per_step=settings.samples_per_step,
+        )
+
+    def declare(self, program: Program) -> None:
+        jobs, finished = self.jobs.sender(), self.finished.sender()
+        program.actor("source", self.source.run, jobs, feeds=jobs)
+        program.actor("rollouts", self.rollouts.run, self.jobs.receiver(), finished, feeds=finished)
+
+    @property
+    def trainer_owns(self) -> tuple[Receiver[FinishedGroup]]:
+        return (self._finished_end,)
+
+    def freeze(self) -> RLWork:
+        finished, under_way = self.feed.unsettled()
+        return RLWork(
+            self.gate.state(),
+            self.source.position,
+            finished,
+            under_way,
+            self.ledger.state(),
+            dict(self._predictor.state()),
+        )
+
+
+class _SupervisedActors:
+    """Source and feed of batches."""
+
+    publish_every_step = False
+
+    def __init__(self, run: Run, batches: BatchDataset, steps: int, prefetch: int) -> None:
+        self._batches: Channel[list[Datum]] = Channel("batches", prefetch)
+        self._end = self._batches.receiver()
+        self._source = BatchSource(batches, run.first_step, steps)
+        self.feed = BatchFeed(self._end, run.first_step)
+
+    def declare(self, program: Program) -> None:
+        sender = self._batches.sender()
+        program.actor("batches", self._source.run, sender, feeds=sender)
+
+    @property
+    def trainer_owns(self) -> tuple[Receiver[list[Datum]]]:
+        return (self._end,)
+
+    def freeze(self) -> BatchCursor:
+        return BatchCursor(self.feed.position)
+
+
+async def _run(
+    run: Run,
+    feed: Feed,
+    learning: LearningSettings,
+    steps: int,
+    evaluations: Sequence[Evaluation],
+    stop: StopRequest | None,
+    actors: _RLActors | _SupervisedActors,
+    fixed: Mapping[str, Any],
+    *,
+    ahead: int = 0,
+) -> str:
+    """Trainer, evaluator and logger behind a program's own actors; runs it all."""
+    trainer = Trainer(
+        run.backend,
+        feed,
+        run.sampler,
+        learning,
+        first_step=run.first_step,
+        steps=steps,
+        publish_every_step=actors.publish_every_step,
+        evaluations=evaluations,
+        pending_evaluations=run.pending_evaluations,
+        done_evaluations=run.done_evaluations,
+        checkpoint_every=run.settings.checkpoint_every,
+        cut=run.cutter(fixed, actors.freeze),
+        stop=stop or StopRequest(),
+        tracer=run.tracer,
+        ahead=ahead,
+        elapsed=run.elapsed,
+    )
+    program = Program("training", tracer=run.tracer)
+    reports: Channel[Report] = Channel("reports", REPORTS)
+    inbox: Inbox[DueEvaluations, None] = Inbox("evaluator", 2)
+    actors.declare(program)
+    program.actor("trainer", trainer.run, reports.sender(), inbox.asker(), owns=actors.trainer_owns)
+    program.actor("evaluator", Evaluator(run.sampler, run.tracer, run.pending_evaluations).run, inbox, reports.sender())
+    program.drain("logger", run.logger.run, reports.receiver())
+    try:
+        await program.run()
+    finally:
+        run.channels = [channel.statistics() for channel in program.channels]
+    return trainer.ending
+
+
+def _how_long(steps: int | None, epochs: int | None, problems: int, groups_per_step: int) -> tuple[int, int | None]:
+    """Steps in all, and the epochs that bound them."""
+    if steps is None:
+        epochs = epochs or 1
+        return math.ceil(problems * epochs / groups_per_step), epochs
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    return steps, epochs
+
+
+def _within_context(rollout: RolloutSettings, backend: Backend) -> RolloutSettings:
+    longest = backend.capabilities.max_context
+    if longest is None or (rollout.limits.max_context is not None and rollout.limits.max_context <= longest):
+        return rollout
+    return attrs.evolve(rollout, limits=attrs.evolve(rollout.limits, max_context=longest))
+
+
+def _check_loss(backend: Backend, loss: Loss) -> None:
+    known = backend.capabilities.losses
+    if loss.name not in known:
+        raise ValueError(
+            f"the backend '{backend.capabilities.name}' has no loss '{loss.name}'; it has {', '.join(sorted(known))}"
+        )
+
+
+def _resumed_groups(work: RLWork) -> str:
+    return f"{len(work.finished)} finished groups kept, {len(work.under_way)} to be played again"

@@ -1,0 +1,207 @@
+"""Reinforcement learning's feed: finished groups in, minibatches of datums out.
+
+    consumes: finished groups             produces: datums, credits
+    waits for: groups that may be taken   unblocked by: a group that finishes
+
+The gate decides which finished group a step may take. Advantages are a group's own business ("group" scope), and then a minibatch is
+complete as soon as its groups are; or they need the whole step ("step" scope), and then all groups are awaited before the first
+minibatch is cut. Either way the gradient of a step does not depend on the number of minibatches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+import anyio
+import anyio.lowlevel
+import numpy as np
+
+from actors.schedule import Schedule
+from actors.work import Assignment, FinishedGroup, Journal, RolloutLedger
+from engine.backends.values import Datum, ForwardBackwardResult
+from engine.runtime.channels import Receiver
+from engine.runtime.gate import StalenessGate, Ticket
+from engine.training.advantages import Advantage
+from engine.training.assembly import assemble
+from engine.training.metrics import step_metrics
+
+
+class GroupFeed:
+    """Takes finished groups by the gate's leave, and turns them into datums."""
+
+    def __init__(
+        self,
+        finished: Receiver[FinishedGroup],
+        gate: StalenessGate,
+        schedule: Schedule,
+        advantage: Advantage,
+        *,
+        under_way: dict[int, Assignment],
+        ledger: RolloutLedger,
+        journal: Journal,
+        kept: Sequence[FinishedGroup] = (),
+        samples_per_step: int = 1,
+    ) -> None:
+        """`kept`: finished groups of a restored checkpoint, whose tickets the gate holds as outstanding."""
+        self._finished = finished
+        self._gate = gate
+        self._schedule = schedule
+        self._sizes = schedule.minibatch_sizes()
+        self._advantage = advantage
+        self._under_way = under_way
+        self._ledger = ledger
+        self._journal = journal
+        self._samples_per_step = samples_per_step
+        self._pool: dict[Ticket, FinishedGroup] = {}
+        self._step: list[FinishedGroup] = []
+        self._held: list[list[FinishedGroup]] = []
+        self._step_advantages: dict[Ticket, np.ndarray] = {}
+        self._ended = False
+        self._waited = 0.0
+        for group in kept:
+            self._accept(group)
+
+    @property
+    def minibatches(self) -> int:
+        return self._schedule.minibatches
+
+    async def next_minibatch(self, part: int) -> list[Datum]:
+        """Datums of the step's `part`-th minibatch, its groups in the order of admission; empty when no groups are left."""
+        if self._advantage.scope == "step":
+            groups = await self._part_of_whole_step(part)
+        else:
+            groups = await self._take(self._sizes[part])
+        data: list[Datum] = []
+        for index, finished in enumerate(groups):
+            if index % 16 == 15:
+                await anyio.lowlevel.checkpoint()  # assembling a big step must not hold up the rollouts
+            advantages = self._step_advantages.pop(finished.ticket, None)
+            if advantages is None:
+                advantages = self._advantage([finished.group])[0]
+            data.extend(assemble(finished.group, advantages))
+        return data
+
+    async def _part_of_whole_step(self, part: int) -> list[FinishedGroup]:
+        if part == 0:
+            groups = await self._take(self._schedule.groups_per_step)
+            advantages = self._advantage([finished.group for finished in groups])
+            self._step_advantages = {
+                finished.ticket: values for finished, values in zip(groups, advantages, strict=True)
+            }
+            self._held = []
+            start = 0
+            for size in self._sizes:
+                self._held.append(groups[start : start + size])
+                start += size
+        return self._held[part]
+
+    async def _take(self, count: int) -> list[FinishedGroup]:
+        """Waits for `count` groups that may be trained now; fewer only when there will be no more."""
+        taken: list[FinishedGroup] = []
+        while len(taken) < count:
+            self._drain()
+            ticket = self._gate.take()
+            if ticket is not None:
+                taken.append(self._pool.pop(ticket))
+                continue
+            if self._ended:
+                break
+            began = anyio.current_time()
+            try:
+                self._accept(await self._finished.receive())
+            except anyio.EndOfStream:
+                self._ended = True
+            finally:
+                self._waited += anyio.current_time() - began
+        taken.sort(key=lambda finished: finished.ticket)
+        self._step.extend(taken)
+        return taken
+
+    def _drain(self) -> None:
+        """Everything that has finished by now, so that the gate chooses among all of it."""
+        try:
+            while not self._ended:
+                self._accept(self._finished.receive_nowait())
+        except anyio.WouldBlock:
+            pass
+        except anyio.EndOfStream:
+            self._ended = True
+
+    def _accept(self, group: FinishedGroup) -> None:
+        self._under_way.pop(group.ticket.number, None)
+        self._pool[group.ticket] = group
+        self._gate.ready(group.ticket)
+
+    def trained(self, data: Sequence[Datum], results: Sequence[ForwardBackwardResult]) -> dict[str, float]:
+        """Settles the step's groups: credits go back, the version rises. Gives the step's metrics."""
+        step = self._gate.version
+        for finished in self._step:
+            self._ledger.add(finished.group)
+            self._journal.note("trained", finished.ticket.number, anyio.current_time(), step=step)
+        row = self._ledger.drain()
+        row.update(_staleness(step, self._step))
+        row["groups/trained"] = float(len(self._step))
+        row["tokens/trained"] = float(sum(finished.group.sampled_tokens for finished in self._step))
+        row["optim/datums"] = float(len(data))
+        row["optim/loss"] = sum(result.loss for result in results)
+        row.update(step_metrics(data, [logprobs for result in results for logprobs in result.logprobs]))
+        self._gate.advance()
+        return row
+
+    def samples(self) -> list[dict[str, object]]:
+        """A few of the groups just trained, for people. Ends the step."""
+        step = self._gate.version - 1
+        samples = [sample for finished in self._step[: self._samples_per_step] for sample in _readable(step, finished)]
+        self._step = []
+        return samples
+
+    def drain_events(self) -> list[dict[str, object]]:
+        """The journal since the last call."""
+        return self._journal.drain()
+
+    @property
+    def waited(self) -> float:
+        """Seconds spent waiting for groups, so far."""
+        return self._waited
+
+    def unsettled(self) -> tuple[tuple[FinishedGroup, ...], tuple[Assignment, ...]]:
+        """At a step boundary: the groups that are played and not trained, and the assignments still under way."""
+        self._drain()
+        finished = tuple(self._pool[ticket] for ticket in sorted(self._pool))
+        return finished, tuple(self._under_way[number] for number in sorted(self._under_way))
+
+
+def _staleness(step: int, groups: Sequence[FinishedGroup]) -> dict[str, float]:
+    """Optimizer steps between a group's oldest tokens and its training: while it was played, and while it waited to be trained."""
+    if not groups:
+        return {}
+    oldest = [min(trajectory.oldest_version for trajectory in finished.group.trajectories) for finished in groups]
+    newest = [
+        max(turn.completion.version for t in finished.group.trajectories for turn in t.turns) for finished in groups
+    ]
+    totals = [step - version for version in oldest]
+    return {
+        "staleness/mean": fmean(totals),
+        "staleness/max": float(max(totals)),
+        "staleness/in_flight_mean": fmean(
+            finished.finished_version - version for finished, version in zip(groups, oldest, strict=True)
+        ),
+        "staleness/in_queue_mean": fmean(step - finished.finished_version for finished in groups),
+        "staleness/version_span_max": float(max(new - old for new, old in zip(newest, oldest, strict=True))),
+    }
+
+
+def _readable(step: int, finished: FinishedGroup) -> list[dict[str, object]]:
+    return [
+        {
+            "step": step,
+            "ticket": finished.ticket.number,
+            "tags": list(finished.group.tags),
+            "member": member,
+            "reward": trajectory.reward,
+            "end": trajectory.end,
+            "turns": [{**turn.logs, "reward": turn.reward} for turn in trajectory.turns],
+        }
+        for member, trajectory in enumerate(finished.group.trajectories[:4])
+    ]

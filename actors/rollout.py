@@ -1,0 +1,108 @@
+"""Rollouts: play each job's group, grade it, clean up, send it on.
+
+    consumes: jobs                        produces: finished groups
+    waits for: the sampler, the envs      unblocked by: completions, env steps
+
+Groups under way are bounded by the gate, so each job gets its own task at once, and the channel behind always has room.
+"""
+
+from __future__ import annotations
+
+import anyio
+
+from actors.prediction import LengthPredictor
+from actors.sampler import Sampler
+from actors.work import Assignment, FinishedGroup, Job, Journal, RolloutLedger
+from engine.runtime.channels import Receiver, Sender
+from engine.runtime.gate import StalenessGate
+from engine.runtime.instrumentation import Tracer
+from engine.training.trajectories import TrajectoryGroup
+from envs.rollout import GroupFailed, RolloutSettings, is_constant, play_group
+
+
+class Rollouts:
+    """Plays groups concurrently."""
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        gate: StalenessGate,
+        settings: RolloutSettings,
+        *,
+        drop_constant: bool,
+        pin: bool,
+        unproductive_limit: int,
+        under_way: dict[int, Assignment],
+        ledger: RolloutLedger,
+        journal: Journal,
+        predictor: LengthPredictor,
+        tracer: Tracer,
+    ) -> None:
+        """`drop_constant`: give groups whose members all have the same reward back instead of training on nothing.
+
+        `unproductive_limit`: how many groups in a row may be filtered or failed before the run ends: by an error when the last one failed, by
+        closing the gate when it was filtered (nothing is left to learn).
+        """
+        self._sampler = sampler
+        self._gate = gate
+        self._settings = settings
+        self._drop_constant = drop_constant
+        self._pin = pin
+        self._unproductive_limit = unproductive_limit
+        self._under_way = under_way
+        self._ledger = ledger
+        self._journal = journal
+        self._predictor = predictor
+        self._tracer = tracer
+        self.exhausted_by_filter = False
+
+    async def run(self, jobs: Receiver[Job], finished: Sender[FinishedGroup]) -> None:
+        """Plays every job; returns when the source has finished and all groups are played."""
+        async with anyio.create_task_group() as groups:
+            async for job in jobs:
+                groups.start_soon(self._play, job, finished)
+
+    async def _play(self, job: Job, finished: Sender[FinishedGroup]) -> None:
+        ticket = job.assignment.ticket
+        began = anyio.current_time()
+        policy = self._sampler.policy(ticket.version if self._pin else None, job.priority)
+        try:
+            group = await play_group(job.builder, policy, self._settings, job.assignment.seed)
+        except GroupFailed as error:
+            self._give_back_failed(job, error)
+            return
+        finally:
+            if self._pin:
+                self._sampler.unpin(ticket.version)
+        now = anyio.current_time()
+        self._tracer.span("rollouts", f"group {ticket.number}", began, now, version=ticket.version)
+        self._predictor.observe(job.assignment.problem, group.tags, max(t.sampled_tokens for t in group.trajectories))
+        if self._drop_constant and is_constant(group):
+            self._give_back_constant(job, group)
+            return
+        self._ledger.unproductive = 0
+        self._journal.note("finished", ticket.number, now, version=self._sampler.newest)
+        await finished.send(FinishedGroup(job.assignment, group, self._sampler.newest))
+
+    def _give_back_constant(self, job: Job, group: TrajectoryGroup) -> None:
+        self._ledger.filtered += 1
+        self._ledger.add(group)
+        self._settle(job, "filtered", reward=group.trajectories[0].reward)
+        if self._ledger.unproductive >= self._unproductive_limit:
+            self.exhausted_by_filter = True
+            self._gate.close()
+
+    def _give_back_failed(self, job: Job, error: GroupFailed) -> None:
+        self._ledger.failed += 1
+        self._settle(job, "failed", error=str(error))
+        if self._ledger.unproductive >= self._unproductive_limit:
+            raise GroupFailed(
+                f"{self._ledger.unproductive} groups in a row could not be used, the last one because: {error}"
+            ) from error
+
+    def _settle(self, job: Job, outcome: str, **facts: object) -> None:
+        ticket = job.assignment.ticket
+        self._ledger.unproductive += 1
+        del self._under_way[ticket.number]
+        self._journal.note(outcome, ticket.number, anyio.current_time(), **facts)
+        self._gate.settle(ticket, "filtered" if outcome == "filtered" else "failed")

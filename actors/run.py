@@ -1,0 +1,134 @@
+"""A run's surroundings: directory, checkpoints, sampler, logger; opened before its actors start, closed after the last has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import attrs
+
+from actors.checkpoint import CheckpointCutter, RunSettings, restore
+from actors.logger import Logger
+from actors.reports import EvaluationReport, Observer
+from actors.sampler import Sampler, SamplerSettings, SamplerStatistics
+from engine.backends.ports import Backend
+from engine.runtime.channels import ChannelStatistics
+from engine.runtime.gate import GateStatistics
+from engine.runtime.instrumentation import NullTracer, Tracer
+from engine.runtime.offload import offload
+from engine.storage.checkpoints import CheckpointStore
+from engine.storage.run_directory import EVALUATIONS, EVENTS, METRICS, RunDirectory
+
+W = TypeVar("W")
+
+
+@attrs.frozen
+class RunResult:
+    """How a run ended, and what it leaves."""
+
+    version: int
+    """Optimizer steps behind the weights."""
+    ending: str
+    """complete, stopped (it was asked to), exhausted (the problems were used up), nothing_to_learn (constant rewards, group after group)."""
+    rows: Sequence[Mapping[str, float]]
+    """Metrics, a row a step, steps before a resume included."""
+    evaluations: Sequence[EvaluationReport]
+    sampler: SamplerStatistics
+    channels: Sequence[ChannelStatistics]
+    gate: GateStatistics | None = None
+
+
+class Run:
+    """What the actors of one run stand on. Made by `open_run`."""
+
+    def __init__(
+        self,
+        settings: RunSettings,
+        backend: Backend,
+        sampler: Sampler,
+        directory: RunDirectory | None,
+        observers: Sequence[Observer],
+        tracer: Tracer,
+    ) -> None:
+        self.settings = settings
+        self.backend = backend
+        self.sampler = sampler
+        self.directory = directory
+        self.tracer = tracer
+        self.store = CheckpointStore(directory, settings.keep_checkpoints) if directory is not None else None
+        self.logger = Logger(directory, self.store, observers, tracer)
+        self.first_step = 0
+        self.elapsed = 0.0
+        self.pending_evaluations: set[tuple[int, str]] = set()
+        self.done_evaluations: set[tuple[int, str]] = set()
+        self.channels: list[ChannelStatistics] = []
+        self._observers = observers
+
+    def note(self, text: str) -> None:
+        """Tells the observers."""
+        for observer in self._observers:
+            observer.note(text)
+
+    async def restore(
+        self, kind: type[W], fixed: Mapping[str, Any], *, note: Callable[[W], str] | None = None
+    ) -> W | None:
+        """Goes on from the newest usable checkpoint, or starts anew; publishes the version that is served first."""
+        restored = None
+        if self.directory is not None and self.store is not None and self.settings.resume:
+            restored = await restore(self.store, self.backend, kind, fixed, self.note)
+        if restored is not None and self.directory is not None:
+            state = restored.state
+            self.first_step, self.elapsed = state.version, state.elapsed
+            self.pending_evaluations.update(state.pending_evaluations)
+            await offload(self.directory.rewind, state.version, state.pending_evaluations)
+            self.done_evaluations.update((row["step"], row["name"]) for row in self.directory.read(EVALUATIONS))
+            detail = f": {note(restored.work)}" if note is not None else ""
+            self.note(f"resumed after step {state.version}{detail}")
+            self.directory.append(EVENTS, [{"event": "resumed", "step": state.version}])
+        elif self.directory is not None and self.directory.holds_run:
+            await offload(self.directory.rewind, -1)
+            self.note("nothing to resume: the run ended before its first checkpoint; starting from the beginning")
+            self.directory.append(EVENTS, [{"event": "restarted"}])
+        self.sampler.publish(await self.backend.snapshot().result())
+        if restored is not None:
+            for snapshot in restored.snapshots.values():
+                self.sampler.publish(snapshot)
+            return restored.work
+        return None
+
+    def cutter(self, fixed: Mapping[str, Any], work: Callable[[], W]) -> CheckpointCutter[W] | None:
+        """Cuts this run's checkpoints; None without a run directory."""
+        if self.store is None:
+            return None
+        return CheckpointCutter(self.store, self.backend, self.sampler, self.pending_evaluations, fixed, work)
+
+    async def result(self, ending: str, gate: GateStatistics | None = None) -> RunResult:
+        """Gathers what the run leaves."""
+        rows: Sequence[Mapping[str, float]] = self.logger.rows
+        evaluations: Sequence[EvaluationReport] = self.logger.evaluations
+        if self.directory is not None:
+            rows = await offload(self.directory.read, METRICS)
+            evaluations = [
+                EvaluationReport(row["step"], row["name"], row["metrics"])
+                for row in await offload(self.directory.read, EVALUATIONS)
+            ]
+        return RunResult(
+            self.backend.version, ending, rows, evaluations, self.sampler.statistics(), self.channels, gate
+        )
+
+
+@contextmanager
+def open_run(
+    settings: RunSettings | None, backend: Backend, sampler: SamplerSettings | None, observers: Sequence[Observer]
+) -> Iterator[Run]:
+    """Opens the run directory (where there is one) and serves the backend; closes both, whatever happens."""
+    settings = settings or RunSettings()
+    directory = RunDirectory(settings.directory, resume=settings.resume) if settings.directory is not None else None
+    serving = Sampler(backend, sampler)
+    try:
+        yield Run(settings, backend, serving, directory, observers, NullTracer())
+    finally:
+        serving.close()
+        if directory is not None:
+            directory.close()

@@ -1,0 +1,273 @@
+"""The sampler: owns the serving policy versions, bounds concurrency, retries, and knows how busy it is.
+
+It is called, not sent to: a hop over a channel costs more than a cheap sample does. Its order is (priority, arrival).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from typing import Any
+
+import anyio
+import attrs
+
+from engine.backends.errors import BackendError, TransientError
+from engine.backends.ports import SamplingBackend, Snapshot
+from engine.backends.values import Completion, Logprobs, ModelInput, SampleRequest
+from engine.runtime.seeds import derive_seed
+
+_at_least_one: Any = attrs.validators.optional(attrs.validators.ge(1))
+_positive: Any = attrs.validators.optional(attrs.validators.gt(0))
+
+
+class SamplingFailed(BackendError):
+    """A request that failed as often as it may."""
+
+
+@attrs.frozen
+class SamplerSettings:
+    """How requests are sent."""
+
+    slots: int | None = attrs.field(default=None, validator=_at_least_one)
+    """Most samples asked for at once; None leaves it to the backend. A request for n samples takes n slots (at most all of them)."""
+    attempts: int = attrs.field(default=4, validator=attrs.validators.ge(1))
+    """How often a request is tried where the failure may pass."""
+    backoff: float = attrs.field(default=0.5, validator=attrs.validators.ge(0))
+    """Seconds before the second attempt; doubled for each further one, with up to half as much again at random."""
+    backoff_limit: float = attrs.field(default=30.0, validator=attrs.validators.ge(0))
+    """Longest pause between attempts, in seconds."""
+    deadline: float | None = attrs.field(default=600.0, validator=_positive)
+    """Most seconds of one attempt; running out counts as a failure that may pass. None: no limit."""
+
+
+@attrs.frozen
+class SamplerStatistics:
+    """The sampler's record so far."""
+
+    requests: int
+    completions: int
+    tokens: int
+    retries: int
+    in_flight: int
+    """Samples asked for and not yet there."""
+    peak_in_flight: int
+    busy: float
+    """Seconds with at least one sample in flight."""
+    sample_seconds: float
+    """Seconds of each sample in flight, summed."""
+
+
+@attrs.define
+class _Served:
+    snapshot: Snapshot
+    users: int = 0
+    """Groups pinned to it, evaluations of it, and requests under way."""
+
+
+class Sampler:
+    """Serves policy versions. `publish` a snapshot, then ask through a `ServedPolicy`."""
+
+    def __init__(self, backend: SamplingBackend, settings: SamplerSettings | None = None) -> None:
+        self.backend = backend
+        self.settings = settings or SamplerSettings()
+        self._served: dict[int, _Served] = {}
+        self._newest = -1
+        self._slots = _Slots(self.settings.slots) if self.settings.slots is not None else None
+        self._requests = self._completions = self._tokens = self._retries = 0
+        self._in_flight = self._peak = 0
+        self._busy = self._sample_seconds = 0.0
+        self._changed_at = 0.0
+
+    # --- versions
+
+    @property
+    def newest(self) -> int:
+        """The newest version published; -1 before the first."""
+        return self._newest
+
+    def publish(self, snapshot: Snapshot) -> None:
+        """Serves a newer version from now on; older ones live as long as somebody uses them."""
+        version = snapshot.version
+        if version in self._served:
+            raise ValueError(f"version {version} is served already")
+        previous, self._newest = self._newest, max(self._newest, version)
+        self._served[version] = _Served(snapshot)
+        if previous != self._newest:
+            self._release_unused(previous)
+
+    def pin(self, version: int) -> None:
+        """Keeps a version alive until as many `unpin`."""
+        self._served[version].users += 1
+
+    def unpin(self, version: int) -> None:
+        """Gives up one use of a version."""
+        self._served[version].users -= 1
+        self._release_unused(version)
+
+    def pinned(self) -> dict[int, Snapshot]:
+        """The older versions that are in use, by version."""
+        return {
+            version: served.snapshot
+            for version, served in sorted(self._served.items())
+            if served.users and version != self._newest
+        }
+
+    def close(self) -> None:
+        """Releases every version."""
+        for served in self._served.values():
+            self.backend.release(served.snapshot)
+        self._served.clear()
+
+    def _release_unused(self, version: int) -> None:
+        served = self._served.get(version)
+        if served is not None and not served.users and version != self._newest:
+            del self._served[version]
+            self.backend.release(served.snapshot)
+
+    # --- requests
+
+    def policy(self, version: int | None = None, priority: float = 0.0) -> ServedPolicy:
+        """A policy fixed at a version, or following the newest (None)."""
+        return ServedPolicy(self, version, priority)
+
+    async def sample(self, request: SampleRequest, version: int | None = None) -> Sequence[Completion]:
+        """The completions of a request, at a version (None: the newest when its turn has come).
+
+        Raises SamplingFailed after the last attempt, and at once what trying again cannot mend.
+        """
+        if self._slots is None:
+            return await self._attempts(request, version)
+        await self._slots.acquire(request.num_samples, request.priority)
+        try:
+            return await self._attempts(request, version)
+        finally:
+            self._slots.release(request.num_samples)
+
+    async def _attempts(self, request: SampleRequest, version: int | None) -> Sequence[Completion]:
+        settings = self.settings
+        attempt = 1
+        while True:
+            try:
+                return await self._once(request, self._newest if version is None else version)
+            except TransientError as error:
+                if attempt == settings.attempts:
+                    raise SamplingFailed(
+                        f"a sampling request failed {attempt} times, the last time with: {error}"
+                    ) from error
+            pause = min(settings.backoff * 2 ** (attempt - 1), settings.backoff_limit)
+            jitter = derive_seed(request.seed, attempt) / 2**64  # in [0, 0.5)
+            self._retries += 1
+            attempt += 1
+            await anyio.sleep(pause * (1 + jitter))
+
+    async def _once(self, request: SampleRequest, version: int) -> Sequence[Completion]:
+        served = self._served[version]
+        served.users += 1
+        self._count(request.num_samples)
+        try:
+            if self.settings.deadline is None:
+                completions = await self.backend.sample(served.snapshot, request)
+            else:
+                with anyio.move_on_after(self.settings.deadline) as scope:
+                    completions = await self.backend.sample(served.snapshot, request)
+                if scope.cancelled_caught:
+                    raise TransientError(f"no answer within the deadline of {self.settings.deadline:g} s")
+        finally:
+            self._count(-request.num_samples)
+            served.users -= 1
+            if not served.users and version != self._newest:
+                self._release_unused(version)
+        if len(completions) != request.num_samples:
+            raise BackendError(
+                f"the backend gave {len(completions)} completions where {request.num_samples} were asked for"
+            )
+        self._requests += 1
+        for completion in completions:
+            self._tokens += len(completion.tokens)
+        self._completions += len(completions)
+        return completions
+
+    async def compute_logprobs(self, sequence: ModelInput, version: int) -> Logprobs:
+        """Log-probability of every token of a sequence given those before it, shape (T,), under a served version."""
+        return await self.backend.compute_logprobs(self._served[version].snapshot, sequence)
+
+    def _count(self, change: int) -> None:
+        now = anyio.current_time()
+        if self._in_flight:
+            passed = now - self._changed_at
+            self._busy += passed
+            self._sample_seconds += passed * self._in_flight
+        self._changed_at = now
+        self._in_flight += change
+        self._peak = max(self._peak, self._in_flight)
+
+    def statistics(self) -> SamplerStatistics:
+        """The record so far."""
+        self._count(0)
+        return SamplerStatistics(
+            requests=self._requests,
+            completions=self._completions,
+            tokens=self._tokens,
+            retries=self._retries,
+            in_flight=self._in_flight,
+            peak_in_flight=self._peak,
+            busy=self._busy,
+            sample_seconds=self._sample_seconds,
+        )
+
+
+class ServedPolicy:
+    """The `Policy` that envs see: the sampler at a version, or at the newest."""
+
+    __slots__ = ("_sampler", "priority", "version")
+
+    def __init__(self, sampler: Sampler, version: int | None, priority: float) -> None:
+        self._sampler = sampler
+        self.version = version
+        self.priority = priority
+
+    async def sample(self, request: SampleRequest) -> Sequence[Completion]:
+        """See `Sampler.sample`."""
+        if request.priority != self.priority:
+            request = SampleRequest(request.prompt, request.params, request.seed, request.num_samples, self.priority)
+        return await self._sampler.sample(request, self.version)
+
+
+class _Slots:
+    """A counting semaphore whose waiters are served by (priority, arrival), the first of them never overtaken by a smaller one."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._free = total
+        self._arrivals = 0
+        self._waiting: list[tuple[float, int, int, anyio.Event]] = []
+
+    async def acquire(self, wanted: int, priority: float) -> None:
+        wanted = min(wanted, self._total)
+        if not self._waiting and wanted <= self._free:
+            self._free -= wanted
+            return
+        self._arrivals += 1
+        waiter = (priority, self._arrivals, wanted, anyio.Event())
+        heapq.heappush(self._waiting, waiter)
+        try:
+            await waiter[3].wait()
+        except BaseException:
+            if waiter[3].is_set():  # granted and cancelled at once
+                self._free += wanted
+            else:
+                self._waiting.remove(waiter)
+                heapq.heapify(self._waiting)
+            self._grant()
+            raise
+
+    def release(self, taken: int) -> None:
+        self._free += min(taken, self._total)
+        self._grant()
+
+    def _grant(self) -> None:
+        while self._waiting and self._waiting[0][2] <= self._free:
+            _, _, wanted, event = heapq.heappop(self._waiting)
+            self._free -= wanted
+            event.set()

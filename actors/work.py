@@ -1,0 +1,194 @@
+"""What travels between source, rollouts and trainer, and what they share: the record of groups under way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from engine.runtime.gate import GateState, Ticket
+from engine.training.trajectories import TrajectoryGroup
+from envs.contracts import GroupBuilder
+
+
+@attrs.frozen
+class Assignment:
+    """A ticket and the problem it was issued for: enough to play the group again, exactly, after a crash."""
+
+    ticket: Ticket
+    position: int
+    """Place in the stream of problems: which epoch, which problem follow from it."""
+    problem: int
+    """Index in the dataset."""
+    seed: int
+
+
+@attrs.frozen
+class Job:
+    """A group to play."""
+
+    assignment: Assignment
+    builder: GroupBuilder
+    priority: float
+
+
+@attrs.frozen
+class FinishedGroup:
+    """A played group, to be trained."""
+
+    assignment: Assignment
+    group: TrajectoryGroup
+    finished_version: int
+    """Newest version when the last member finished."""
+
+    @property
+    def ticket(self) -> Ticket:
+        return self.assignment.ticket
+
+
+@attrs.define
+class Journal:
+    """Events since the last report, for events.jsonl."""
+
+    enabled: bool = True
+    _events: list[dict[str, Any]] = attrs.field(factory=list)
+
+    def note(self, event: str, ticket: int, at: float, **facts: Any) -> None:
+        """Adds one event."""
+        if self.enabled:
+            self._events.append({"event": event, "ticket": ticket, "at": round(at, 6), **facts})
+
+    def drain(self) -> list[dict[str, Any]]:
+        """The events so far, which are then forgotten."""
+        events, self._events = self._events, []
+        return events
+
+
+@attrs.frozen
+class TagSums:
+    """Sums over the episodes and groups of one tag."""
+
+    episodes: int = 0
+    groups: int = 0
+    sums: Mapping[str, float] = attrs.field(factory=dict)
+    """Over episodes: reward, turns, tokens, and each metric the envs gave (`metric/<name>`, with `count/<name>` beside it)."""
+
+
+@attrs.frozen
+class LedgerState:
+    """What a checkpoint keeps of a ledger."""
+
+    tags: Mapping[str, TagSums] = attrs.field(factory=dict)
+    filtered: int = 0
+    failed: int = 0
+    unproductive: int = 0
+
+
+@attrs.frozen
+class RLWork:
+    """What a checkpoint keeps of an RL run's own state, at a step boundary."""
+
+    gate: GateState
+    position: int
+    """The source's cursor."""
+    finished: tuple[FinishedGroup, ...]
+    """Played and not yet trained."""
+    under_way: tuple[Assignment, ...]
+    """To be played again, from their seeds."""
+    ledger: LedgerState
+    predictor: dict[str, tuple[int, float]]
+
+
+@attrs.define
+class _Sums:
+    episodes: int = 0
+    groups: int = 0
+    sums: dict[str, float] = attrs.field(factory=dict)
+
+    def add(self, group: TrajectoryGroup) -> None:
+        sums = self.sums
+        rewards = []
+        turns = action_tokens = observation_tokens = 0
+        for trajectory in group.trajectories:
+            reward = trajectory.final_reward
+            for turn in trajectory.turns:
+                reward += turn.reward
+                action_tokens += len(turn.completion.tokens)
+                for name, value in turn.metrics.items():
+                    sums[f"metric/{name}"] = sums.get(f"metric/{name}", 0.0) + value
+                    sums[f"count/{name}"] = sums.get(f"count/{name}", 0.0) + 1
+            turns += len(trajectory.turns)
+            observation_tokens += trajectory.turns[-1].prompt.length
+            for name, value in trajectory.metrics.items():
+                sums[f"metric/{name}"] = sums.get(f"metric/{name}", 0.0) + value
+                sums[f"count/{name}"] = sums.get(f"count/{name}", 0.0) + 1
+            if trajectory.end != "done":
+                sums[f"end/{trajectory.end}"] = sums.get(f"end/{trajectory.end}", 0.0) + 1
+            rewards.append(reward)
+        self.episodes += len(rewards)
+        self.groups += 1
+        low, high = min(rewards), max(rewards)
+        outcome = "mixed" if low != high else "good" if low > 0 else "bad"
+        for name, amount in (
+            ("reward", sum(rewards)),
+            ("turns", turns),
+            ("action", action_tokens),
+            ("observation", observation_tokens),
+            (outcome, 1),
+        ):
+            sums[name] = sums.get(name, 0.0) + amount
+
+
+class RolloutLedger:
+    """Sums over the groups that belong to the next step's report: those it trains, and those filtered or failed meanwhile.
+
+    A group counts under `all` and under each of its own tags, so that a filter cannot shift one kind's figures to another.
+    """
+
+    def __init__(self, state: LedgerState | None = None) -> None:
+        state = state or LedgerState()
+        self._tags = {tag: _Sums(sums.episodes, sums.groups, dict(sums.sums)) for tag, sums in state.tags.items()}
+        self.filtered = state.filtered
+        self.failed = state.failed
+        self.unproductive = state.unproductive
+        """Groups filtered or failed in a row, since one was last fit to be trained."""
+
+    def add(self, group: TrajectoryGroup) -> None:
+        """Counts a played group."""
+        for tag in dict.fromkeys(("all", *group.tags)):
+            self._tags.setdefault(tag, _Sums()).add(group)
+
+    def drain(self) -> dict[str, float]:
+        """The metrics so far, which are then forgotten. Names as in tinker-cookbook where they mean the same."""
+        row: dict[str, float] = {}
+        for tag, sums in sorted(self._tags.items()):
+            _write_tag(row, f"env/{tag}", sums)
+        row["groups/filtered"], row["groups/failed"] = float(self.filtered), float(self.failed)
+        self._tags.clear()
+        self.filtered = self.failed = 0
+        return row
+
+    def state(self) -> LedgerState:
+        """For a checkpoint."""
+        tags = {tag: TagSums(sums.episodes, sums.groups, dict(sums.sums)) for tag, sums in self._tags.items()}
+        return LedgerState(tags, self.filtered, self.failed, self.unproductive)
+
+
+def _write_tag(row: dict[str, float], prefix: str, sums: _Sums) -> None:
+    total, episodes, turns = sums.sums, sums.episodes, sums.sums["turns"]
+    row[f"{prefix}/reward/total"] = total["reward"] / episodes
+    row[f"{prefix}/total_episodes"] = float(episodes)
+    row[f"{prefix}/turns_per_episode"] = turns / episodes
+    row[f"{prefix}/ac_tokens_per_turn"] = total["action"] / turns
+    row[f"{prefix}/ob_tokens_per_episode"] = total["observation"] / episodes
+    for outcome in ("mixed", "good", "bad"):
+        row[f"{prefix}/by_group/frac_{outcome if outcome == 'mixed' else 'all_' + outcome}"] = (
+            total.get(outcome, 0.0) / sums.groups
+        )
+    for name, value in total.items():
+        kind, _, metric = name.partition("/")
+        if kind == "metric":
+            row[f"{prefix}/{metric}"] = value / total[f"count/{metric}"]
+        elif kind == "end":
+            row[f"{prefix}/end/{metric}"] = value / episodes
