@@ -86,8 +86,11 @@ class _Row:
 class _Batch:
     """The rows that one snapshot serves."""
 
-    def __init__(self, weights: Weights, decode: Callable[[Sequence[int]], str], device: torch.device) -> None:
+    def __init__(
+        self, weights: Weights, decode: Callable[[Sequence[int]], str], device: torch.device, done: list[Ticket]
+    ) -> None:
         self.weights = weights
+        self._done = done
         self.rows: list[_Row] = []
         self._cache: DecodeBatch = weights.bound().decode_batch()
         self._decode = decode
@@ -128,7 +131,7 @@ class _Batch:
         reasons = [row.take(token, logprob) for row, token, logprob in drawn]
         for place in range(len(rows) - 1, -1, -1):
             if (reason := reasons[place]) is not None:
-                _finish(rows[place], reason, self.weights.version)
+                self._finish(rows[place], reason)
                 self._drop(first + place)
 
     def remove(self, gone: Callable[[Ticket], bool]) -> None:
@@ -137,19 +140,18 @@ class _Batch:
             if gone(self.rows[place].ticket):
                 self._drop(place)
 
+    def _finish(self, row: _Row, reason: StopReason) -> None:
+        ticket = row.ticket
+        tokens, logprobs = np.array(row.tokens, np.int32), np.array(row.logprobs, np.float32)
+        ticket.finished[row.index] = Completion(tokens, logprobs, reason, self.weights.version)
+        if len(ticket.finished) == ticket.request.num_samples:
+            self._done.append(ticket)
+
     def _drop(self, place: int) -> None:
         self._cache.drop(place)
         self.rows[place] = self.rows[-1]
         self.rows.pop()
         self._rules = None
-
-
-def _finish(row: _Row, reason: StopReason, version: int) -> None:
-    ticket = row.ticket
-    tokens, logprobs = np.array(row.tokens, np.int32), np.array(row.logprobs, np.float32)
-    ticket.finished[row.index] = Completion(tokens, logprobs, reason, version)
-    if len(ticket.finished) == ticket.request.num_samples:
-        ticket.future.set_result([ticket.finished[index] for index in range(ticket.request.num_samples)])
 
 
 class SamplerThread:
@@ -174,6 +176,7 @@ class SamplerThread:
         self._arrivals = itertools.count()
         self._queue: list[tuple[float, int, Ticket]] = []
         self._batches: dict[Weights, _Batch] = {}
+        self._done: list[Ticket] = []
         self._thread = threading.Thread(target=self._run, name="callsheet-sampler", daemon=True)
         self._thread.start()
 
@@ -249,12 +252,18 @@ class SamplerThread:
             del self._batches[weights]
 
     def _round(self) -> None:
-        """Lets requests join, then one decode step of every batch."""
-        self._admit()
-        for batch in list(self._batches.values()):
-            if batch.rows:
-                batch.step()
-        self._sweep()
+        """Lets requests join, then one decode step of every batch. Who waits learns of it last, when all is freed."""
+        try:
+            self._admit()
+            for batch in list(self._batches.values()):
+                if batch.rows:
+                    batch.step()
+        finally:
+            self._sweep()
+            done, self._done[:] = list(self._done), []
+            for ticket in done:
+                if not ticket.future.done():
+                    ticket.future.set_result([ticket.finished[index] for index in range(ticket.request.num_samples)])
 
     def _admit(self) -> None:
         free = self._max_batch - sum(len(batch.rows) for batch in self._batches.values())
@@ -272,7 +281,9 @@ class SamplerThread:
             for ticket, count in joining:
                 batch = self._batches.get(ticket.weights)
                 if batch is None:
-                    batch = self._batches[ticket.weights] = _Batch(ticket.weights, self._decode, self._device)
+                    batch = self._batches[ticket.weights] = _Batch(
+                        ticket.weights, self._decode, self._device, self._done
+                    )
                 batch.join(ticket, count)
         except BaseException as error:
             for ticket, _ in joining:
