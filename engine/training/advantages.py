@@ -133,13 +133,12 @@ def finite_rewards(group: TrajectoryGroup, index: int = 0) -> Array:
     rewards_G = group.rewards_G
     if not len(rewards_G):
         raise ValueError(f"{describe_group(index, group)} is empty: advantages need at least one trajectory")
-    # A sum is finite exactly when its terms are, overflow apart, and costs a fraction of isfinite().all().
-    if not np.isfinite(rewards_G.sum()):
-        bad = np.flatnonzero(~np.isfinite(rewards_G))
-        if len(bad):
-            raise ValueError(
-                f"{describe_group(index, group)}: the reward of member {bad[0]} is {rewards_G[bad[0]]}; rewards must be finite numbers"
-            )
+    finite_G = np.isfinite(rewards_G)
+    if not finite_G.all():
+        member = int(np.argmin(finite_G))
+        raise ValueError(
+            f"{describe_group(index, group)}: the reward of member {member} is {rewards_G[member]}; rewards must be finite numbers"
+        )
     return rewards_G
 
 

@@ -142,7 +142,7 @@ def correct(
     lengths = [len(each) for each in proximal_logprobs]
     trained = np.concatenate([datum.loss_inputs["mask"] for datum in data]) > 0
     sampler = np.concatenate([datum.loss_inputs["logprobs"] for datum in data])
-    proximal = np.where(trained, np.concatenate(proximal_logprobs), 0.0).astype(np.float32)
+    proximal = np.where(trained, np.concatenate(proximal_logprobs), 0.0)
     log_ratios_N = proximal[trained].astype(np.float64) - sampler[trained]
     weights_N = correction(LogRatios(log_ratios_N, np.repeat(np.arange(len(data)), lengths)[trained]))
     if weights_N.shape != log_ratios_N.shape or not np.all(np.isfinite(weights_N) & (weights_N >= 0)):
@@ -157,7 +157,9 @@ def correct(
             datum.model_input,
             {**datum.loss_inputs, "logprobs": old_T, "advantages": datum.loss_inputs["advantages"] * weights_T},
         )
-        for datum, old_T, weights_T in zip(data, np.split(proximal, cuts), np.split(weights, cuts), strict=True)
+        for datum, old_T, weights_T in zip(
+            data, np.split(proximal.astype(np.float32), cuts), np.split(weights, cuts), strict=True
+        )
     ]
     if not len(weights_N):
         return corrected, {}

@@ -72,7 +72,8 @@ def mismatch_metrics(tokens: TrainedTokens, *, clip_low: float = 0.2, clip_high:
     if not len(tokens.logprobs):
         return {}
     difference_N = tokens.sampler_logprobs - tokens.logprobs
-    weights_N = np.exp(-difference_N)
+    with np.errstate(over="ignore"):  # a token that the trainer finds e^709 times likelier has an infinite weight
+        weights_N = np.exp(-difference_N)
     # The ratio of the sums keeps its value when all weights are scaled: no overflow for the largest of them.
     scaled_N = np.exp(difference_N.min() - difference_N)
     advantages_N = tokens.advantages

@@ -71,7 +71,7 @@ def trajectories(draw: st.DrawFn) -> list[Turn]:
         action = draw(tokens)
         turns.append(turn(context, action, -draw(st.floats(0.1, 5.0))))
         full = context + action
-        context = draw(st.sampled_from([full, full + [1], full + draw(tokens), full[:-1] + [9], draw(tokens)]))
+        context = draw(st.sampled_from([full, [*full, 1], full + draw(tokens), [*full[:-1], 9], draw(tokens)]))
     return turns
 
 
@@ -147,9 +147,9 @@ def test_bad_data_is_named() -> None:
     assert assemble(group_of([]), np.zeros(1), without_tokens="skip") == []
     with pytest.raises(ValueError, match=r"shape \(3,\) fit neither the group's 2 members nor its 4 sampled tokens"):
         assemble(group_of(good, [turn([1], [2, 3, 4])]), np.zeros(3))
-    with pytest.raises(ValueError, match="advantage of member 1 .* is nan"):
+    with pytest.raises(ValueError, match=r"advantage of member 1 .* is nan"):
         assemble(group_of(good, [turn([1], [2, 3, 4])]), np.array([0, np.nan]))
-    with pytest.raises(ValueError, match="advantage of member 1 .* is inf"):
+    with pytest.raises(ValueError, match=r"advantage of member 1 .* is inf"):
         assemble(group_of(good, [turn([1], [2, 3, 4])]), np.array([0, 0, np.inf, 0]))
     with pytest.raises(ValueError, match="member 1: the sampler's logprob of a sampled token is nan"):
         assemble(group_of(good, [turn([1], [2, 3], logprob=float("nan"))]), np.zeros(2))
