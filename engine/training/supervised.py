@@ -45,10 +45,10 @@ def supervised_datum(
             raise ValueError(f"the example has {model_input.length} tokens, more than the limit of {max_tokens}")
         if too_long == "skip":
             return None
-        model_input, weights_L = _first(model_input, max_tokens), weights_L[:max_tokens]
-        if model_input.length < 2 or not weights_L[1 : model_input.length].any():
-            return None
+        model_input = _without_images_at_the_end(_first(model_input, max_tokens))
         weights_L = weights_L[: model_input.length]
+        if not weights_L[1:].any():
+            return None
     tokens_L = _targets(model_input)
     inputs = _first(model_input, model_input.length - 1)
     return Datum(inputs, {"target_tokens": tokens_L[1:], "weights": weights_L[1:]})
@@ -91,6 +91,11 @@ def _first(model_input: ModelInput, count: int) -> ModelInput:
         if isinstance(chunk, TokenChunk) and count:
             chunks.append(TokenChunk(chunk.tokens[:count]))
         break
+    return ModelInput(tuple(chunks))
+
+
+def _without_images_at_the_end(model_input: ModelInput) -> ModelInput:
+    chunks = list(model_input.chunks)
     while chunks and isinstance(chunks[-1], ImageChunk):
         chunks.pop()
     return ModelInput(tuple(chunks))
