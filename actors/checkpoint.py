@@ -88,9 +88,11 @@ class CheckpointCutter(Generic[W]):
     def __call__(self, version: int, elapsed: float) -> CheckpointReport:
         """Freezes everything now. Must be called at a boundary, where `version` optimizer steps are behind all that is submitted."""
         partial = self._store.begin(version)
-        submitted: list[Pending[None]] = [self._backend.save_state(_made(partial / "trainer"))]
-        for older, snapshot in self._sampler.pinned().items():
-            submitted.append(self._backend.save_snapshot(snapshot, _made(partial / "snapshots" / str(older))))
+        submitted: list[Pending[None]] = [
+            self._backend.save_snapshot(snapshot, _made(partial / "snapshots" / str(older)))
+            for older, snapshot in self._sampler.pinned().items()
+        ]
+        submitted.append(self._backend.save_state(_made(partial / "trainer")))
         state = RunState(version, elapsed, tuple(sorted(self._pending_evaluations)), self._fixed)
         work = self._work()
 

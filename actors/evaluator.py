@@ -14,7 +14,7 @@ import anyio
 import attrs
 
 from actors.reports import EvaluationReport, Report
-from actors.sampler import Sampler
+from actors.sampler import Sampler, ServedPolicy
 from engine.runtime.channels import Sender
 from engine.runtime.instrumentation import Tracer
 from engine.runtime.requests import Inbox
@@ -74,7 +74,7 @@ class Evaluator:
     async def _evaluate(self, version: int, evaluation: Evaluation, reports: Sender[Report]) -> None:
         began = anyio.current_time()
         try:
-            metrics = await evaluation.run(self._sampler.policy(version))
+            metrics = await evaluation.run(ServedPolicy(self._sampler, version))
         except Exception as error:
             error.add_note(f"in evaluation '{evaluation.name}' at version {version}")
             raise

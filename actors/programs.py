@@ -29,7 +29,7 @@ from actors.sampler import SamplerSettings
 from actors.schedule import Schedule
 from actors.source import ProblemStream, Source
 from actors.trainer import Feed, LearningSettings, StopRequest, Trainer
-from actors.work import Assignment, FinishedGroup, Job, Journal, RLWork, RolloutLedger
+from actors.work import FinishedGroup, Job, Journal, RLWork, RolloutLedger, UnderWay
 from engine.backends.ports import Backend
 from engine.backends.values import AdamParams, Datum, Loss
 from engine.runtime.channels import Channel, Receiver
@@ -171,7 +171,8 @@ class _RLActors:
         work: RLWork | None,
     ) -> None:
         pin = schedule.pin == "group"
-        under_way: dict[int, Assignment] = {}
+        under_way = work.under_way if work else UnderWay()
+        self._under_way = under_way
         self.journal = Journal(enabled=run.directory is not None)
         self.ledger = RolloutLedger(work.ledger if work else None)
         self.gate = StalenessGate(
@@ -196,7 +197,6 @@ class _RLActors:
             journal=self.journal,
             predictor=predictor,
             position=work.position if work else 0,
-            reissued=work.under_way if work else (),
             pin=pin,
         )
         self.rollouts = Rollouts(
@@ -234,12 +234,12 @@ class _RLActors:
         return (self._finished_end,)
 
     def freeze(self) -> RLWork:
-        finished, under_way = self.feed.unsettled()
+        finished = self.feed.kept()  # first: what has come in by now is no longer under way
         return RLWork(
             self.gate.state(),
             self.source.position,
             finished,
-            under_way,
+            self._under_way.freeze(),
             self.ledger.state(),
             dict(self._predictor.state()),
         )
@@ -339,4 +339,4 @@ def _check_loss(backend: Backend, loss: Loss) -> None:
 
 
 def _resumed_groups(work: RLWork) -> str:
-    return f"{len(work.finished)} finished groups kept, {len(work.under_way)} to be played again"
+    return f"{len(work.finished)} finished groups kept, {len(work.under_way.assignments)} to be played again"

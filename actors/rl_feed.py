@@ -18,7 +18,7 @@ import anyio.lowlevel
 import numpy as np
 
 from actors.schedule import Schedule
-from actors.work import Assignment, FinishedGroup, Journal, RolloutLedger
+from actors.work import FinishedGroup, Journal, RolloutLedger, UnderWay
 from engine.backends.values import Datum, ForwardBackwardResult
 from engine.runtime.channels import Receiver
 from engine.runtime.gate import StalenessGate, Ticket
@@ -37,7 +37,7 @@ class GroupFeed:
         schedule: Schedule,
         advantage: Advantage,
         *,
-        under_way: dict[int, Assignment],
+        under_way: UnderWay,
         ledger: RolloutLedger,
         journal: Journal,
         kept: Sequence[FinishedGroup] = (),
@@ -60,7 +60,7 @@ class GroupFeed:
         self._ended = False
         self._waited = 0.0
         for group in kept:
-            self._accept(group)
+            self._offer(group)
 
     @property
     def minibatches(self) -> int:
@@ -129,7 +129,10 @@ class GroupFeed:
             self._ended = True
 
     def _accept(self, group: FinishedGroup) -> None:
-        self._under_way.pop(group.ticket.number, None)
+        self._under_way.remove(group.ticket)
+        self._offer(group)
+
+    def _offer(self, group: FinishedGroup) -> None:
         self._pool[group.ticket] = group
         self._gate.ready(group.ticket)
 
@@ -165,11 +168,10 @@ class GroupFeed:
         """Seconds spent waiting for groups, so far."""
         return self._waited
 
-    def unsettled(self) -> tuple[tuple[FinishedGroup, ...], tuple[Assignment, ...]]:
-        """At a step boundary: the groups that are played and not trained, and the assignments still under way."""
+    def kept(self) -> tuple[FinishedGroup, ...]:
+        """At a step boundary: the groups that are played and not trained."""
         self._drain()
-        finished = tuple(self._pool[ticket] for ticket in sorted(self._pool))
-        return finished, tuple(self._under_way[number] for number in sorted(self._under_way))
+        return tuple(self._pool[ticket] for ticket in sorted(self._pool))
 
 
 def _staleness(step: int, groups: Sequence[FinishedGroup]) -> dict[str, float]:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import anyio
 
 from actors.prediction import LengthPredictor
-from actors.sampler import Sampler
-from actors.work import Assignment, FinishedGroup, Job, Journal, RolloutLedger
+from actors.sampler import FollowingPolicy, Sampler, ServedPolicy
+from actors.work import FinishedGroup, Job, Journal, RolloutLedger, UnderWay
 from engine.runtime.channels import Receiver, Sender
 from engine.runtime.gate import StalenessGate
 from engine.runtime.instrumentation import Tracer
@@ -32,7 +32,7 @@ class Rollouts:
         drop_constant: bool,
         pin: bool,
         unproductive_limit: int,
-        under_way: dict[int, Assignment],
+        under_way: UnderWay,
         ledger: RolloutLedger,
         journal: Journal,
         predictor: LengthPredictor,
@@ -65,13 +65,14 @@ class Rollouts:
     async def _play(self, job: Job, finished: Sender[FinishedGroup]) -> None:
         ticket = job.assignment.ticket
         began = anyio.current_time()
-        policy = self._sampler.policy(ticket.version if self._pin else None, job.priority)
+        policy = self._policy(job)
         try:
             group = await play_group(job.builder, policy, self._settings, job.assignment.seed)
         except GroupFailed as error:
             self._give_back_failed(job, error)
             return
         finally:
+            policy.close()
             if self._pin:
                 self._sampler.unpin(ticket.version)
         now = anyio.current_time()
@@ -83,6 +84,12 @@ class Rollouts:
         self._ledger.unproductive = 0
         self._journal.note("finished", ticket.number, now, version=self._sampler.newest)
         await finished.send(FinishedGroup(job.assignment, group, self._sampler.newest))
+
+    def _policy(self, job: Job) -> ServedPolicy | FollowingPolicy:
+        ticket = job.assignment.ticket
+        if self._pin:
+            return ServedPolicy(self._sampler, ticket.version, job.priority)
+        return FollowingPolicy(self._sampler, self._under_way.asked.setdefault(ticket.number, {}), job.priority)
 
     def _give_back_constant(self, job: Job, group: TrajectoryGroup) -> None:
         self._ledger.filtered += 1
@@ -103,6 +110,6 @@ class Rollouts:
     def _settle(self, job: Job, outcome: str, **facts: object) -> None:
         ticket = job.assignment.ticket
         self._ledger.unproductive += 1
-        del self._under_way[ticket.number]
+        self._under_way.remove(ticket)
         self._journal.note(outcome, ticket.number, anyio.current_time(), **facts)
         self._gate.settle(ticket, "filtered" if outcome == "filtered" else "failed")

@@ -127,12 +127,8 @@ class Sampler:
 
     # --- requests
 
-    def policy(self, version: int | None = None, priority: float = 0.0) -> ServedPolicy:
-        """A policy fixed at a version, or following the newest (None)."""
-        return ServedPolicy(self, version, priority)
-
-    async def sample(self, request: SampleRequest, version: int | None = None) -> Sequence[Completion]:
-        """The completions of a request, at a version (None: the newest when its turn has come).
+    async def sample(self, request: SampleRequest, version: int) -> Sequence[Completion]:
+        """The completions of a request, at a version that is served.
 
         Raises SamplingFailed after the last attempt, and at once what trying again cannot mend.
         """
@@ -144,12 +140,12 @@ class Sampler:
         finally:
             self._slots.release(request.num_samples)
 
-    async def _attempts(self, request: SampleRequest, version: int | None) -> Sequence[Completion]:
+    async def _attempts(self, request: SampleRequest, version: int) -> Sequence[Completion]:
         settings = self.settings
         attempt = 1
         while True:
             try:
-                return await self._once(request, self._newest if version is None else version)
+                return await self._once(request, version)
             except TransientError as error:
                 if attempt == settings.attempts:
                     raise SamplingFailed(
@@ -218,20 +214,60 @@ class Sampler:
 
 
 class ServedPolicy:
-    """The `Policy` that envs see: the sampler at a version, or at the newest."""
+    """The `Policy` that envs see: the sampler at one version, which its maker keeps pinned."""
 
-    __slots__ = ("_sampler", "priority", "version")
+    __slots__ = ("_sampler", "_version", "priority")
 
-    def __init__(self, sampler: Sampler, version: int | None, priority: float) -> None:
+    def __init__(self, sampler: Sampler, version: int, priority: float = 0.0) -> None:
         self._sampler = sampler
-        self.version = version
+        self._version = version
         self.priority = priority
 
     async def sample(self, request: SampleRequest) -> Sequence[Completion]:
         """See `Sampler.sample`."""
-        if request.priority != self.priority:
-            request = SampleRequest(request.prompt, request.params, request.seed, request.num_samples, self.priority)
-        return await self._sampler.sample(request, self.version)
+        return await self._sampler.sample(_with_priority(request, self.priority), self._version)
+
+    def close(self) -> None:
+        """Nothing to give up: the pin is its maker's."""
+
+
+class FollowingPolicy:
+    """A policy whose every request is answered by the version that was newest when it was first made.
+
+    `asked` remembers that version by the request's seed. A resumed run that plays a group again therefore asks the same version for the same request;
+    the versions asked stay served until `close`.
+    """
+
+    __slots__ = ("_asked", "_pinned", "_sampler", "priority")
+
+    def __init__(self, sampler: Sampler, asked: dict[int, int], priority: float = 0.0) -> None:
+        """The versions in `asked` are pinned already, each once."""
+        self._sampler = sampler
+        self._asked = asked
+        self._pinned = set(asked.values())
+        self.priority = priority
+
+    async def sample(self, request: SampleRequest) -> Sequence[Completion]:
+        """See `Sampler.sample`."""
+        version = self._asked.get(request.seed)
+        if version is None:
+            version = self._asked[request.seed] = self._sampler.newest
+            if version not in self._pinned:
+                self._pinned.add(version)
+                self._sampler.pin(version)
+        return await self._sampler.sample(_with_priority(request, self.priority), version)
+
+    def close(self) -> None:
+        """Gives up the versions that were asked."""
+        for version in self._pinned:
+            self._sampler.unpin(version)
+        self._pinned.clear()
+
+
+def _with_priority(request: SampleRequest, priority: float) -> SampleRequest:
+    if request.priority == priority:
+        return request
+    return SampleRequest(request.prompt, request.params, request.seed, request.num_samples, priority)
 
 
 class _Slots:

@@ -6,7 +6,7 @@ waits for: a credit                   unblocked by: a step trained, a group filt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import anyio
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from actors.prediction import LengthPredictor
 from actors.sampler import Sampler
-from actors.work import Assignment, Job, Journal
+from actors.work import Assignment, Job, Journal, UnderWay
 from engine.runtime.channels import Sender
 from engine.runtime.gate import GateClosed, StalenessGate
 from engine.runtime.offload import offload
@@ -69,17 +69,13 @@ class Source:
         sampler: Sampler,
         *,
         seed: int,
-        under_way: dict[int, Assignment],
+        under_way: UnderWay,
         journal: Journal,
         predictor: LengthPredictor,
         position: int = 0,
-        reissued: Sequence[Assignment] = (),
         pin: bool = True,
     ) -> None:
-        """`under_way`: assignments by ticket number, from admission until the group is trained or given back; shared with rollouts and feed.
-
-        `reissued`: assignments that a resumed run plays again first. `pin`: keep a ticket's version served until its group is played.
-        """
+        """What a restored `under_way` holds is sent again first. `pin`: keep a ticket's version served until its group is played."""
         self.position = position
         self._stream = stream
         self._gate = gate
@@ -88,12 +84,15 @@ class Source:
         self._under_way = under_way
         self._journal = journal
         self._predictor = predictor
-        self._reissued = reissued
+        self._reissued = list(under_way.assignments.values())
         self._pin = pin
-        for assignment in reissued:
-            under_way[assignment.ticket.number] = assignment
-            if pin:  # before the actors start: nobody may publish past a version that is still needed
-                sampler.pin(assignment.ticket.version)
+        # Before the actors start: nobody may publish past a version that is still needed.
+        for assignment in self._reissued:
+            versions = (
+                {assignment.ticket.version} if pin else set(under_way.asked.get(assignment.ticket.number, {}).values())
+            )
+            for version in sorted(versions):
+                sampler.pin(version)
 
     async def run(self, jobs: Sender[Job]) -> None:
         """Sends jobs until the problems, or the gate's total, are used up."""
@@ -113,7 +112,7 @@ class Source:
             assignment = Assignment(ticket, self.position, problem, derive_seed(self._seed, _GROUP, ticket.number))
             # From admission to here without a pause: whoever cuts a checkpoint finds ticket, cursor and assignment in step.
             self.position += 1
-            self._under_way[ticket.number] = assignment
+            self._under_way.assignments[ticket.number] = assignment
             if self._pin:
                 self._sampler.pin(ticket.version)
             self._journal.note(

@@ -24,6 +24,28 @@ class Assignment:
     seed: int
 
 
+@attrs.define
+class UnderWay:
+    """Groups from their admission until they are trained or given back, by ticket number. Source, rollouts, feed and checkpoints share it."""
+
+    assignments: dict[int, Assignment] = attrs.field(factory=dict)
+    """Those not yet played."""
+    asked: dict[int, dict[int, int]] = attrs.field(factory=dict)
+    """Of each of them, where every request may ask another version: the version by the request's seed."""
+
+    def remove(self, ticket: Ticket) -> None:
+        """The ticket's group is played."""
+        del self.assignments[ticket.number]
+        self.asked.pop(ticket.number, None)
+
+    def freeze(self) -> UnderWay:
+        """A copy in the order of admission, for a checkpoint."""
+        return UnderWay(
+            dict(sorted(self.assignments.items())),
+            {ticket: dict(asked) for ticket, asked in sorted(self.asked.items())},
+        )
+
+
 @attrs.frozen
 class Job:
     """A group to play."""
@@ -94,7 +116,7 @@ class RLWork:
     """The source's cursor."""
     finished: tuple[FinishedGroup, ...]
     """Played and not yet trained."""
-    under_way: tuple[Assignment, ...]
+    under_way: UnderWay
     """To be played again, from their seeds."""
     ledger: LedgerState
     predictor: dict[str, tuple[int, float]]

@@ -83,6 +83,7 @@ class SimulatedBackend:
         self._live: set[SimulatedSnapshot] = set()
         self._history: defaultdict[str, list[Job]] = defaultdict(list)
         self._restored: dict[str, deque[Job]] = {}
+        self._suspended: dict[str, Any] | None = None
         self.log = RequestLog() if record else None
         self.requests_in_flight = 0
         self._plain = self.log is None and self._faults is None and not self._model.timed
@@ -113,6 +114,8 @@ class SimulatedBackend:
     async def sample(self, snapshot: Snapshot, request: SampleRequest) -> Sequence[Completion]:
         """`request.num_samples` completions; the longest one's time, and the queue's, must pass first."""
         served = self._served(snapshot)
+        if self._suspended is not None:
+            self._go_on()
         self.requests_in_flight += 1
         try:
             if self._plain:
@@ -190,6 +193,7 @@ class SimulatedBackend:
     def forward_backward(self, data: Sequence[Datum], loss: Loss) -> Submitted[ForwardBackwardResult]:
         """A pass with gradients, which here are digests that add up. Raises RequestRejected for a datum that does not fit."""
         losses.check(data, loss, self._max_context)
+        self._go_on()
 
         def run() -> ForwardBackwardResult:
             if self._track:
@@ -234,7 +238,8 @@ class SimulatedBackend:
     def load_state(self, directory: Path) -> Submitted[None]:
         """Restores what `save_state` wrote. Accumulated gradients are dropped.
 
-        On a backend that serves nothing yet, a timing that was saved is restored too: requests made again are as far as they were.
+        On a backend that serves nothing yet, a timing that was saved is restored too: requests made again are as far as they were. The server
+        stands still until the first request or pass, so that what else a resuming run loads or prepares takes none of its time.
         """
 
         def read() -> None:
@@ -243,7 +248,7 @@ class SimulatedBackend:
             self._gradient = 0
             self._tokens = self._token_model(self._weights)
             if content["timing"] is not None and self.log is not None and self._server.idle:
-                self._restore_timing(content["timing"])
+                self._suspended = content["timing"]
 
         return self._submit("load_state", self._costs.load, read)
 
@@ -320,9 +325,13 @@ class SimulatedBackend:
         }
         return {"trainer": self._timeline.busy_until - cut, "requests": requests}
 
-    def _restore_timing(self, timing: dict[str, Any]) -> None:
-        origin = self._timeline.busy_until
-        self._timeline.busy_until = origin + max(0.0, timing["trainer"])
+    def _go_on(self) -> None:
+        """Takes a suspended server up again, from this moment on."""
+        timing, self._suspended = self._suspended, None
+        if timing is None:
+            return
+        origin = anyio.current_time()
+        self._timeline.busy_until = max(self._timeline.busy_until, origin + timing["trainer"])
         self._restored = {
             key: deque(self._server.restore(job, origin) for job in jobs) for key, jobs in timing["requests"].items()
         }
