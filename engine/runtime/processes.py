@@ -218,7 +218,7 @@ class WorkerPool:
             while len(outcomes) < count:
                 deadline = math.inf if budget is None else anyio.current_time() + budget
                 kind, content = await worker.receive(deadline)
-                outcomes.append(content if kind == "value" else JobFailed(name, content))
+                outcomes.append(content if kind == "value" else JobFailed(name, Failure(*content)))
         except TimeoutError:
             worker.kill()
             limit = (
@@ -298,6 +298,8 @@ class WorkerPool:
 
     async def _start(self) -> None:
         """Starts one more worker; failing that, the pool can serve nobody any more, and says so to everyone."""
+        if self._tasks is None:  # closed meanwhile
+            return None
         try:
             worker = WorkerHandle()
         except OSError as error:
@@ -319,6 +321,8 @@ class WorkerPool:
         return None
 
     def _give_up(self, reason: str) -> None:
+        if self._tasks is None:  # no wonder: the pool is closing
+            return
         self._unable = self._unable or reason
         self._tell()
 

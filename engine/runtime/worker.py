@@ -5,10 +5,10 @@ Run as a script (`python -P engine/runtime/worker.py FD`), never by importing `e
 
 What travels, each as a frame (8 bytes of length, little-endian, then a pickle):
 
-    to the worker                                               from the worker
-    ("setup", parent's pid, sys.path, modules to import)        ("ready", None)  or  ("failed", Failure)
-    ("load", function, sys.path, main module or None)           ("ready", None)  or  ("failed", Failure)
-    ("run", function, [arguments, ...])                         ("value", object)  or  ("failed", Failure),  one for each arguments
+    to the worker                                               from the worker, or ("failed", (kind, message, traceback))
+    ("setup", parent's pid, sys.path, modules to import)        ("ready", None)
+    ("load", function, sys.path, main module or None)           ("ready", None)
+    ("run", function, [arguments, ...])                         ("value", object) for each arguments
 
 A function is `module:qualname`. Its loading is a round of its own because importing a module can take longer than a job's budget.
 """
@@ -122,7 +122,7 @@ class Connection:
             frame = encode((kind, content))
         except Exception as error:  # noqa: BLE001  (whatever a __reduce__ raises)
             error.add_note(f"the job returned a {type(content).__qualname__}, which cannot be sent between processes")
-            frame = encode(("failed", describe(error)))
+            frame = encode(("failed", tuple(describe(error))))
         self._socket.sendall(frame)
 
 
@@ -143,7 +143,7 @@ class Worker:
         try:
             self._load(function, path, main)
         except BaseException as error:  # noqa: BLE001  (importing a module can raise anything, SystemExit too)
-            self._connection.send("failed", describe(error))
+            self._connection.send("failed", tuple(describe(error)))
         else:
             self._connection.send("ready", None)
 
@@ -165,7 +165,7 @@ class Worker:
             try:
                 value = call(*arguments)
             except BaseException as error:  # noqa: BLE001  (graded code likes to call exit(), which is no reason to die)
-                self._connection.send("failed", describe(error))
+                self._connection.send("failed", tuple(describe(error)))
             else:
                 self._connection.send("value", value)
 
@@ -180,7 +180,7 @@ def main(fd: int) -> None:
             for module in modules:
                 importlib.import_module(module)
         except BaseException as error:  # noqa: BLE001  (as above)
-            connection.send("failed", describe(error))
+            connection.send("failed", tuple(describe(error)))
             return
         connection.send("ready", None)
         Worker(connection).serve()

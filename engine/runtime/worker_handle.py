@@ -18,7 +18,7 @@ import anyio
 import anyio.to_thread
 
 from engine.runtime import worker as program
-from engine.runtime.worker import HEADER, Failure, encode
+from engine.runtime.worker import HEADER, Failure, describe, encode
 
 CHUNK = 1 << 16
 LARGE = 1 << 20
@@ -74,6 +74,7 @@ class WorkerHandle:
             from multiprocessing import spawn
 
             main = spawn.get_preparation_data("worker")
+            main.pop("authkey", None)  # a secret of multiprocessing's own processes
         failure = await self._ask(("load", function, sys.path, main), limit)
         if failure is None:
             self.loaded.add(function)
@@ -82,7 +83,7 @@ class WorkerHandle:
     async def _ask(self, message: tuple[Any, ...], limit: float) -> Failure | None:
         await self.send(encode(message))
         kind, content = await self.receive(anyio.current_time() + limit)
-        return content if kind == "failed" else None
+        return Failure(*content) if kind == "failed" else None
 
     async def send(self, frame: bytes) -> None:
         """Raises Lost."""
@@ -105,8 +106,8 @@ class WorkerHandle:
         body = bytes(memoryview(self._received)[HEADER.size : end])
         del self._received[:end]
         if length >= LARGE:
-            return await anyio.to_thread.run_sync(pickle.loads, body)
-        return pickle.loads(body)  # type: ignore[no-any-return]  # noqa: S301  (from our own child)
+            return await anyio.to_thread.run_sync(_decode, body)
+        return _decode(body)
 
     async def _fill(self, size: int, deadline: float) -> None:
         while len(self._received) < size:
@@ -173,6 +174,14 @@ class WorkerHandle:
     def close(self) -> None:
         """Frees the socket."""
         self._socket.close()
+
+
+def _decode(body: bytes) -> tuple[str, Any]:
+    try:
+        return pickle.loads(body)  # type: ignore[no-any-return]  # noqa: S301  (from our own child)
+    except Exception as error:  # noqa: BLE001  (whatever a class does when it is unpickled)
+        error.add_note("the job's result could be sent, but not be put together again here")
+        return "failed", describe(error)
 
 
 def _describe_end(code: int) -> str:
