@@ -1,72 +1,17 @@
-"""Losses by name: what each reads from a datum, and its formula on target log-probabilities.
-
-Every loss is a sum over tokens. w = exp(log π - log μ) is the ratio of the current policy to the one that sampled
-(`logprobs`); A is `advantages`. To add a loss, write one function and give it an entry in `LOSSES`.
-
-Dimension suffixes: `N` tokens of all datums of a pass, one after the other.
-"""
+"""Losses by name: what each reads from a datum, its parameters, and whether given datums fit. The formulas are in `loss_formulas`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import attrs
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from engine.backends.errors import RequestRejected
+from engine.backends.local import loss_formulas as formulas
+from engine.backends.local.loss_formulas import LossFunction
 from engine.backends.values import Datum, ImageChunk, Loss
-
-
-@attrs.frozen(eq=False)
-class LossBatch:
-    """What a loss function sees."""
-
-    logprobs_N: Tensor
-    """Of the target tokens under the current policy; carries the gradient."""
-    inputs: Mapping[str, Tensor]
-    """The datums' arrays that the loss reads, each (N,), float32."""
-    datum_N: Tensor
-    """Which datum of the pass a token belongs to, for losses that reason about whole sequences."""
-    params: Mapping[str, float]
-
-
-LossFunction = Callable[[LossBatch], tuple[Tensor, dict[str, Tensor]]]
-"""Gives the loss of each token (N,), and sums over tokens that become the pass's metrics, averaged."""
-
-
-def cross_entropy(batch: LossBatch) -> tuple[Tensor, dict[str, Tensor]]:
-    """-weight · log π."""
-    return -batch.inputs["weights"] * batch.logprobs_N, {}
-
-
-def _ratio(batch: LossBatch) -> Tensor:
-    return torch.exp(batch.logprobs_N - batch.inputs["logprobs"])
-
-
-def importance_sampling(batch: LossBatch) -> tuple[Tensor, dict[str, Tensor]]:
-    """-w · A, whose gradient is -w · A · ∇ log π."""
-    return -_ratio(batch) * batch.inputs["advantages"], {}
-
-
-def ppo(batch: LossBatch) -> tuple[Tensor, dict[str, Tensor]]:
-    """-min(w·A, clip(w)·A) (1707.06347); the two thresholds are bounds on w itself."""
-    ratio_N, advantages_N = _ratio(batch), batch.inputs["advantages"]
-    clipped_N = ratio_N.clamp(batch.params["clip_low_threshold"], batch.params["clip_high_threshold"])
-    unclipped_gain_N, clipped_gain_N = ratio_N * advantages_N, clipped_N * advantages_N
-    return -torch.minimum(unclipped_gain_N, clipped_gain_N), {
-        "clip_fraction": (clipped_gain_N < unclipped_gain_N).sum()
-    }
-
-
-def cispo(batch: LossBatch) -> tuple[Tensor, dict[str, Tensor]]:
-    """-sg(clip(w)) · A · log π (2506.13585): a clipped token keeps a gradient, unlike in ppo."""
-    ratio_N = _ratio(batch).detach()
-    clipped_N = ratio_N.clamp(batch.params["clip_low_threshold"], batch.params["clip_high_threshold"])
-    loss_N = -clipped_N * batch.inputs["advantages"] * batch.logprobs_N
-    return loss_N, {"clip_fraction": ((clipped_N != ratio_N) & (batch.inputs["advantages"] != 0)).sum()}
 
 
 @attrs.frozen
@@ -78,17 +23,54 @@ class LossSpec:
     scale: str
     """The array that multiplies every term: where it is zero, a token has no gradient."""
     params: Mapping[str, float] = attrs.field(factory=dict)
+    whole_pass: bool = False
+    """The loss of a token depends on other datums of the pass: splitting the pass must not show, and the order of the datums must be kept."""
+    pairs: bool = False
+    """Datums come in pairs."""
 
 
 _POLICY = ("logprobs", "advantages")
+_MASKED = (*_POLICY, "mask")
+_KL = ("logprobs", "mask", "reference_logprobs")
+_CLIP = {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}
 
 LOSSES: dict[str, LossSpec] = {
-    "cross_entropy": LossSpec(cross_entropy, ("weights",), scale="weights"),
-    "importance_sampling": LossSpec(importance_sampling, _POLICY, scale="advantages"),
-    "ppo": LossSpec(ppo, _POLICY, scale="advantages", params={"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}),
-    "cispo": LossSpec(
-        cispo, _POLICY, scale="advantages", params={"clip_low_threshold": 0.0, "clip_high_threshold": 4.0}
+    "cross_entropy": LossSpec(formulas.cross_entropy, ("weights",), scale="weights"),
+    "importance_sampling": LossSpec(formulas.importance_sampling, _POLICY, scale="advantages"),
+    "ppo": LossSpec(formulas.ppo, _POLICY, scale="advantages", params=_CLIP),
+    "dapo": LossSpec(formulas.ppo, _POLICY, scale="advantages", params={**_CLIP, "clip_high_threshold": 1.28}),
+    "dual_clip_ppo": LossSpec(formulas.dual_clip_ppo, _POLICY, scale="advantages", params={**_CLIP, "dual_clip": 3.0}),
+    "decoupled_ppo": LossSpec(
+        formulas.decoupled_ppo, (*_POLICY, "proximal_logprobs"), scale="advantages", params={**_CLIP, "cap": 2.0}
     ),
+    "cispo": LossSpec(
+        formulas.cispo, _POLICY, scale="advantages", params={"clip_low_threshold": 0.0, "clip_high_threshold": 4.0}
+    ),
+    "aipo": LossSpec(formulas.aipo, _POLICY, scale="advantages", params={"cap": 4.0}),
+    "sapo": LossSpec(formulas.sapo, _POLICY, scale="advantages", params={"tau_positive": 1.0, "tau_negative": 1.05}),
+    "dppo_tv": LossSpec(formulas.dppo_tv, _POLICY, scale="advantages", params={"threshold": 0.15}),
+    "dro": LossSpec(formulas.dro, _MASKED, scale="mask", params={"beta": 0.05}),
+    "gspo": LossSpec(
+        formulas.gspo,
+        _MASKED,
+        scale="mask",
+        params={"clip_low_threshold": 1 - 3e-4, "clip_high_threshold": 1 + 4e-4},
+    ),
+    "topr": LossSpec(formulas.topr, _MASKED, scale="advantages"),
+    "opsm": LossSpec(formulas.opsm, _MASKED, scale="advantages", params={"delta": 0.1, **_CLIP}),
+    "m2po": LossSpec(formulas.m2po, _MASKED, scale="advantages", params={"tau": 0.04}, whole_pass=True),
+    "dpo": LossSpec(
+        formulas.dpo,
+        ("weights", "reference_logprobs"),
+        scale="weights",
+        params={"beta": 0.1},
+        whole_pass=True,
+        pairs=True,
+    ),
+    "kl_k1": LossSpec(formulas.kl_k1, _KL, scale="mask", params={"coef": 1.0}),
+    "kl_k2": LossSpec(formulas.kl_k2, _KL, scale="mask", params={"coef": 1.0}),
+    "kl_k3": LossSpec(formulas.kl_k3, _KL, scale="mask", params={"coef": 1.0}),
+    "kl_k3+": LossSpec(formulas.kl_k3_straight_through, _KL, scale="mask", params={"coef": 1.0}),
 }
 
 
@@ -112,6 +94,10 @@ def check_data(data: Sequence[Datum], loss: Loss, spec: LossSpec, vocab_size: in
     """Raises RequestRejected, naming the datum's index and the field, for the first datum that does not fit the loss."""
     if not data:
         raise RequestRejected("no datums were given: a pass needs at least one")
+    if spec.pairs and len(data) % 2:
+        raise RequestRejected(
+            f"the loss {loss.name!r} takes datums in pairs, but there are {len(data)}: datum {len(data) - 1} is alone"
+        )
     for index, datum in enumerate(data):
         _check_input(index, datum, vocab_size, max_context)
         length = datum.model_input.length

@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 import attrs
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.backends.errors import BackendError
-from engine.backends.local.losses import LossBatch, LossSpec
+from engine.backends.local.loss_formulas import LossBatch
+from engine.backends.local.losses import LOSSES, LossSpec
 from engine.backends.local.network import Network, microbatches
 from engine.backends.local.parameters import Trainable
 from engine.backends.local.threads import CLOSED
@@ -55,10 +57,37 @@ class Trainer:
             raise
 
     def _run(self, work: Pass) -> ForwardBackwardResult:
+        longest = max(datum.model_input.length for datum in work.data)
+        if work.loss.whole_pass:
+            if longest * len(work.data) > self._microbatch_tokens:
+                return self._run_whole(work)
+            return self._run_parts(work, [list(range(len(work.data)))])
+        lengths = [datum.model_input.length for datum in work.data]
+        return self._run_parts(work, microbatches(lengths, self._microbatch_tokens))
+
+    def _run_whole(self, work: Pass) -> ForwardBackwardResult:
+        """A loss that looks across microbatches: log-probabilities of all first, then the loss and its gradient with respect to them, and then
+        that gradient through the network, microbatch by microbatch, as weights of a cross-entropy."""
+        scored = self._run(Pass(_weighted(work.data, None), LOSSES["cross_entropy"], {}, backward=False))
+        device = self.trainable.weights_P.device
+        logprobs_N = torch.from_numpy(np.concatenate(scored.logprobs)).to(device).requires_grad_()
+        batch = LossBatch(
+            logprobs_N, _inputs(work.data, work.loss, device), _datum_indices(work.data, device), work.params
+        )
+        loss_N, sums = work.loss.function(batch)
+        if work.backward:
+            (gradient_N,) = torch.autograd.grad(loss_N.sum(), logprobs_N)
+            weights = _weighted(work.data, -gradient_N.cpu().numpy())
+            self._run(Pass(weights, LOSSES["cross_entropy"], {}, backward=True))
+        means = {name: float(value) / len(loss_N) for name, value in sums.items()}
+        total = float(loss_N.detach().double().sum())
+        return ForwardBackwardResult(total, scored.logprobs, {"tokens": float(len(loss_N)), **means})
+
+    def _run_parts(self, work: Pass, parts: Sequence[Sequence[int]]) -> ForwardBackwardResult:
         losses, sums = [], dict[str, float]()
         logprobs: list[Logprobs | None] = [None] * len(work.data)
         tokens = 0
-        for chosen in microbatches([datum.model_input.length for datum in work.data], self._microbatch_tokens):
+        for chosen in parts:
             if self._closing():
                 raise BackendError(CLOSED)
             loss, logprobs_N, metrics = self._microbatch([work.data[index] for index in chosen], work)
@@ -77,13 +106,12 @@ class Trainer:
         device = self.trainable.weights_P.device
         with torch.set_grad_enabled(work.backward):
             bound = self._network.bind(self.trainable.leaves())
-            inputs = {name: _joined(data, name, np.float32, device) for name in work.loss.reads}
+            inputs = _inputs(data, work.loss, device)
             targets_N = _joined(data, "target_tokens", np.int64, device)
             active_N = inputs[work.loss.scale] != 0
             logprobs_N = bound.target_logprobs([datum.model_input.tokens for datum in data], targets_N, active_N)
-            lengths = torch.tensor([datum.model_input.length for datum in data], device=device)
-            datum_N = torch.repeat_interleave(lengths)
-            loss_N, sums = work.loss.function(LossBatch(logprobs_N, inputs, datum_N, work.params))
+            batch = LossBatch(logprobs_N, inputs, _datum_indices(data, device), work.params)
+            loss_N, sums = work.loss.function(batch)
             loss = loss_N.sum()
             if work.backward and bool(active_N.any()):
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -114,6 +142,24 @@ class Trainer:
         self._broken = None
         self.trainable.clear_gradient()
         self.trainable.changed()
+
+
+def _inputs(data: Sequence[Datum], loss: LossSpec, device: torch.device) -> dict[str, Tensor]:
+    return {name: _joined(data, name, np.float32, device) for name in loss.reads}
+
+
+def _datum_indices(data: Sequence[Datum], device: torch.device) -> Tensor:
+    return torch.repeat_interleave(torch.tensor([datum.model_input.length for datum in data], device=device))
+
+
+def _weighted(data: Sequence[Datum], weights_N: NDArray[np.float32] | None) -> list[Datum]:
+    """The datums for a cross-entropy with these weights; None: with none, to learn the log-probabilities alone."""
+    lengths = [datum.model_input.length for datum in data]
+    weights_N = np.zeros(sum(lengths), np.float32) if weights_N is None else weights_N
+    return [
+        Datum(datum.model_input, {"target_tokens": datum.loss_inputs["target_tokens"], "weights": weights_T})
+        for datum, weights_T in zip(data, np.split(weights_N, np.cumsum(lengths)[:-1]), strict=True)
+    ]
 
 
 def _joined(data: Sequence[Datum], name: str, dtype: type[np.generic], device: torch.device) -> Tensor:
