@@ -57,13 +57,12 @@ class Trainer:
             raise
 
     def _run(self, work: Pass) -> ForwardBackwardResult:
-        longest = max(datum.model_input.length for datum in work.data)
-        if work.loss.whole_pass:
-            if longest * len(work.data) > self._microbatch_tokens:
-                return self._run_whole(work)
-            return self._run_parts(work, [list(range(len(work.data)))])
         lengths = [datum.model_input.length for datum in work.data]
-        return self._run_parts(work, microbatches(lengths, self._microbatch_tokens))
+        if not work.loss.whole_pass:
+            return self._run_parts(work, microbatches(lengths, self._microbatch_tokens))
+        if max(lengths) * len(lengths) > self._microbatch_tokens:
+            return self._run_whole(work)
+        return self._run_parts(work, [range(len(lengths))])
 
     def _run_whole(self, work: Pass) -> ForwardBackwardResult:
         """A loss that looks across microbatches: log-probabilities of all first, then the loss and its gradient with respect to them, and then
