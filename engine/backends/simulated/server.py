@@ -93,7 +93,8 @@ class SlotServer:
             del self._callers[job]
             if job.finished is None:
                 self._withdraw(job, anyio.current_time())
-            if self._timekeeper is job:
+            if self._timekeeper is None or self._timekeeper is job:
+                # None: this job had been told to take over, and left instead, being done or cancelled.
                 self._timekeeper = None
                 successor = next(iter(self._callers), None)
                 if successor is not None:
