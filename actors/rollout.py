@@ -67,7 +67,7 @@ class Rollouts:
         began = anyio.current_time()
         policy = self._policy(job)
         try:
-            group = await play_group(job.builder, policy, self._settings, job.assignment.seed)
+            group = await play_group(job.builder, policy, self._settings, job.assignment.seed, job.priority)
         except GroupFailed as error:
             self._give_back_failed(job, error)
             return
@@ -88,8 +88,8 @@ class Rollouts:
     def _policy(self, job: Job) -> ServedPolicy | FollowingPolicy:
         ticket = job.assignment.ticket
         if self._pin:
-            return ServedPolicy(self._sampler, ticket.version, job.priority)
-        return FollowingPolicy(self._sampler, self._under_way.asked.setdefault(ticket.number, {}), job.priority)
+            return ServedPolicy(self._sampler, ticket.version)
+        return FollowingPolicy(self._sampler, self._under_way.asked.setdefault(ticket.number, {}))
 
     def _give_back_constant(self, job: Job, group: TrajectoryGroup) -> None:
         self._ledger.filtered += 1

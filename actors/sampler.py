@@ -6,7 +6,7 @@ It is called, not sent to: a hop over a channel costs more than a cheap sample d
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import anyio
@@ -37,8 +37,8 @@ class SamplerSettings:
     """Seconds before the second attempt; doubled for each further one, with up to half as much again at random."""
     backoff_limit: float = attrs.field(default=30.0, validator=attrs.validators.ge(0))
     """Longest pause between attempts, in seconds."""
-    deadline: float | None = attrs.field(default=600.0, validator=_positive)
-    """Most seconds of one attempt; running out counts as a failure that may pass. None: no limit."""
+    deadline: float | None = attrs.field(default=None, validator=_positive)
+    """Most seconds of one attempt; running out counts as a failure that may pass. None: what the backend asks for (`Capabilities.request_deadline`)."""
 
 
 @attrs.frozen
@@ -54,8 +54,6 @@ class SamplerStatistics:
     peak_in_flight: int
     busy: float
     """Seconds with at least one sample in flight."""
-    sample_seconds: float
-    """Seconds of each sample in flight, summed."""
 
 
 @attrs.define
@@ -76,8 +74,9 @@ class Sampler:
         self._slots = _Slots(self.settings.slots) if self.settings.slots is not None else None
         self._requests = self._completions = self._tokens = self._retries = 0
         self._in_flight = self._peak = 0
-        self._busy = self._sample_seconds = 0.0
-        self._changed_at = 0.0
+        self._busy = 0.0
+        self._busy_since = 0.0
+        self._deadline = self.settings.deadline or backend.capabilities.request_deadline
 
     # --- versions
 
@@ -132,75 +131,69 @@ class Sampler:
 
         Raises SamplingFailed after the last attempt, and at once what trying again cannot mend.
         """
-        if self._slots is None:
-            return await self._attempts(request, version)
-        await self._slots.acquire(request.num_samples, request.priority)
-        try:
-            return await self._attempts(request, version)
-        finally:
-            self._slots.release(request.num_samples)
-
-    async def _attempts(self, request: SampleRequest, version: int) -> Sequence[Completion]:
-        settings = self.settings
-        attempt = 1
-        while True:
-            try:
-                return await self._once(request, version)
-            except TransientError as error:
-                if attempt == settings.attempts:
-                    raise SamplingFailed(
-                        f"a sampling request failed {attempt} times, the last time with: {error}"
-                    ) from error
-            pause = min(settings.backoff * 2 ** (attempt - 1), settings.backoff_limit)
-            jitter = derive_seed(request.seed, attempt) / 2**64  # in [0, 0.5)
-            self._retries += 1
-            attempt += 1
-            await anyio.sleep(pause * (1 + jitter))
-
-    async def _once(self, request: SampleRequest, version: int) -> Sequence[Completion]:
+        samples = request.num_samples
+        if self._slots is not None:
+            await self._slots.acquire(samples, request.priority)
         served = self._served[version]
         served.users += 1
-        self._count(request.num_samples)
+        if not self._in_flight:
+            self._busy_since = anyio.current_time()
+        self._in_flight += samples
+        self._peak = max(self._peak, self._in_flight)
         try:
-            if self.settings.deadline is None:
+            if self._deadline is None:
                 completions = await self.backend.sample(served.snapshot, request)
             else:
-                with anyio.move_on_after(self.settings.deadline) as scope:
-                    completions = await self.backend.sample(served.snapshot, request)
-                if scope.cancelled_caught:
-                    raise TransientError(f"no answer within the deadline of {self.settings.deadline:g} s")
+                completions = await self._within_deadline(served.snapshot, request, self._deadline)
+        except TransientError as error:
+            completions = await self._again(served.snapshot, request, error)
         finally:
-            self._count(-request.num_samples)
+            self._in_flight -= samples
+            if not self._in_flight:
+                self._busy += anyio.current_time() - self._busy_since
             served.users -= 1
-            if not served.users and version != self._newest:
+            if not served.users:
                 self._release_unused(version)
-        if len(completions) != request.num_samples:
-            raise BackendError(
-                f"the backend gave {len(completions)} completions where {request.num_samples} were asked for"
-            )
+            if self._slots is not None:
+                self._slots.release(samples)
+        if len(completions) != samples:
+            raise BackendError(f"the backend gave {len(completions)} completions where {samples} were asked for")
         self._requests += 1
+        self._completions += samples
         for completion in completions:
             self._tokens += len(completion.tokens)
-        self._completions += len(completions)
         return completions
+
+    async def _again(self, snapshot: Snapshot, request: SampleRequest, error: TransientError) -> Sequence[Completion]:
+        """Attempts after the first, each after a longer pause."""
+        settings = self.settings
+        for attempt in range(1, settings.attempts):
+            pause = min(settings.backoff * 2 ** (attempt - 1), settings.backoff_limit)
+            jitter = derive_seed(request.seed, attempt) / 2**64  # in [0, 0.5)
+            await anyio.sleep(pause * (1 + jitter))
+            self._retries += 1
+            try:
+                return await self._within_deadline(snapshot, request, self._deadline)
+            except TransientError as again:
+                error = again
+        raise SamplingFailed(
+            f"a sampling request failed {settings.attempts} times, the last time with: {error}"
+        ) from error
+
+    async def _within_deadline(
+        self, snapshot: Snapshot, request: SampleRequest, deadline: float | None
+    ) -> Sequence[Completion]:
+        with anyio.move_on_after(deadline):
+            return await self.backend.sample(snapshot, request)
+        raise TransientError(f"no answer within the deadline of {deadline:g} s")
 
     async def compute_logprobs(self, sequence: ModelInput, version: int) -> Logprobs:
         """Log-probability of every token of a sequence given those before it, shape (T,), under a served version."""
         return await self.backend.compute_logprobs(self._served[version].snapshot, sequence)
 
-    def _count(self, change: int) -> None:
-        now = anyio.current_time()
-        if self._in_flight:
-            passed = now - self._changed_at
-            self._busy += passed
-            self._sample_seconds += passed * self._in_flight
-        self._changed_at = now
-        self._in_flight += change
-        self._peak = max(self._peak, self._in_flight)
-
     def statistics(self) -> SamplerStatistics:
         """The record so far."""
-        self._count(0)
+        busy = self._busy + (anyio.current_time() - self._busy_since if self._in_flight else 0.0)
         return SamplerStatistics(
             requests=self._requests,
             completions=self._completions,
@@ -208,24 +201,22 @@ class Sampler:
             retries=self._retries,
             in_flight=self._in_flight,
             peak_in_flight=self._peak,
-            busy=self._busy,
-            sample_seconds=self._sample_seconds,
+            busy=busy,
         )
 
 
 class ServedPolicy:
     """The `Policy` that envs see: the sampler at one version, which its maker keeps pinned."""
 
-    __slots__ = ("_sampler", "_version", "priority")
+    __slots__ = ("_sampler", "_version")
 
-    def __init__(self, sampler: Sampler, version: int, priority: float = 0.0) -> None:
+    def __init__(self, sampler: Sampler, version: int) -> None:
         self._sampler = sampler
         self._version = version
-        self.priority = priority
 
-    async def sample(self, request: SampleRequest) -> Sequence[Completion]:
+    def sample(self, request: SampleRequest) -> Coroutine[Any, Any, Sequence[Completion]]:
         """See `Sampler.sample`."""
-        return await self._sampler.sample(_with_priority(request, self.priority), self._version)
+        return self._sampler.sample(request, self._version)
 
     def close(self) -> None:
         """Nothing to give up: the pin is its maker's."""
@@ -238,14 +229,13 @@ class FollowingPolicy:
     the versions asked stay served until `close`.
     """
 
-    __slots__ = ("_asked", "_pinned", "_sampler", "priority")
+    __slots__ = ("_asked", "_pinned", "_sampler")
 
-    def __init__(self, sampler: Sampler, asked: dict[int, int], priority: float = 0.0) -> None:
+    def __init__(self, sampler: Sampler, asked: dict[int, int]) -> None:
         """The versions in `asked` are pinned already, each once."""
         self._sampler = sampler
         self._asked = asked
         self._pinned = set(asked.values())
-        self.priority = priority
 
     async def sample(self, request: SampleRequest) -> Sequence[Completion]:
         """See `Sampler.sample`."""
@@ -255,19 +245,13 @@ class FollowingPolicy:
             if version not in self._pinned:
                 self._pinned.add(version)
                 self._sampler.pin(version)
-        return await self._sampler.sample(_with_priority(request, self.priority), version)
+        return await self._sampler.sample(request, version)
 
     def close(self) -> None:
         """Gives up the versions that were asked."""
         for version in self._pinned:
             self._sampler.unpin(version)
         self._pinned.clear()
-
-
-def _with_priority(request: SampleRequest, priority: float) -> SampleRequest:
-    if request.priority == priority:
-        return request
-    return SampleRequest(request.prompt, request.params, request.seed, request.num_samples, priority)
 
 
 class _Slots:

@@ -128,38 +128,43 @@ class _Sums:
     groups: int = 0
     sums: dict[str, float] = attrs.field(factory=dict)
 
-    def add(self, group: TrajectoryGroup) -> None:
-        sums = self.sums
-        rewards = []
-        turns = action_tokens = observation_tokens = 0
-        for trajectory in group.trajectories:
-            reward = trajectory.final_reward
-            for turn in trajectory.turns:
-                reward += turn.reward
-                action_tokens += len(turn.completion.tokens)
-                for name, value in turn.metrics.items():
-                    sums[f"metric/{name}"] = sums.get(f"metric/{name}", 0.0) + value
-                    sums[f"count/{name}"] = sums.get(f"count/{name}", 0.0) + 1
-            turns += len(trajectory.turns)
-            observation_tokens += trajectory.turns[-1].prompt.length
-            for name, value in trajectory.metrics.items():
-                sums[f"metric/{name}"] = sums.get(f"metric/{name}", 0.0) + value
-                sums[f"count/{name}"] = sums.get(f"count/{name}", 0.0) + 1
-            if trajectory.end != "done":
-                sums[f"end/{trajectory.end}"] = sums.get(f"end/{trajectory.end}", 0.0) + 1
-            rewards.append(reward)
-        self.episodes += len(rewards)
+    def add(self, episodes: int, sums: Mapping[str, float]) -> None:
+        self.episodes += episodes
         self.groups += 1
-        low, high = min(rewards), max(rewards)
-        outcome = "mixed" if low != high else "good" if low > 0 else "bad"
-        for name, amount in (
-            ("reward", sum(rewards)),
-            ("turns", turns),
-            ("action", action_tokens),
-            ("observation", observation_tokens),
-            (outcome, 1),
-        ):
-            sums[name] = sums.get(name, 0.0) + amount
+        totals = self.sums
+        for name, value in sums.items():
+            totals[name] = totals.get(name, 0.0) + value
+
+
+def _sums_of(group: TrajectoryGroup) -> dict[str, float]:
+    """A group's episodes, added up."""
+    sums: dict[str, float] = {}
+    turns = action_tokens = observation_tokens = 0
+    for trajectory in group.trajectories:
+        turns += len(trajectory.turns)
+        for turn in trajectory.turns:
+            action_tokens += len(turn.completion.tokens)
+            _add_metrics(sums, turn.metrics)
+        observation_tokens += trajectory.turns[-1].prompt.length
+        _add_metrics(sums, trajectory.metrics)
+        if trajectory.end != "done":
+            sums[f"end/{trajectory.end}"] = sums.get(f"end/{trajectory.end}", 0.0) + 1
+    rewards = [trajectory.reward for trajectory in group.trajectories]
+    low, high = min(rewards), max(rewards)
+    sums["mixed" if low != high else "good" if low > 0 else "bad"] = 1.0
+    sums["reward"], sums["turns"], sums["action"], sums["observation"] = (
+        sum(rewards),
+        turns,
+        action_tokens,
+        observation_tokens,
+    )
+    return sums
+
+
+def _add_metrics(sums: dict[str, float], metrics: Mapping[str, float]) -> None:
+    for name, value in metrics.items():
+        sums[f"metric/{name}"] = sums.get(f"metric/{name}", 0.0) + value
+        sums[f"count/{name}"] = sums.get(f"count/{name}", 0.0) + 1
 
 
 class RolloutLedger:
@@ -178,8 +183,9 @@ class RolloutLedger:
 
     def add(self, group: TrajectoryGroup) -> None:
         """Counts a played group."""
+        sums = _sums_of(group)
         for tag in dict.fromkeys(("all", *group.tags)):
-            self._tags.setdefault(tag, _Sums()).add(group)
+            self._tags.setdefault(tag, _Sums()).add(len(group.trajectories), sums)
 
     def drain(self) -> dict[str, float]:
         """The metrics so far, which are then forgotten. Names as in tinker-cookbook where they mean the same."""

@@ -6,13 +6,13 @@ A group is atomic: its members are played concurrently, siblings of a failed mem
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
 import anyio
 import attrs
-import numpy as np
 
 from engine.backends.values import Completion, SampleRequest, SamplingParams
 from engine.runtime.seeds import derive_seed
@@ -86,13 +86,19 @@ class RolloutSettings:
     """Added to the reward of an episode that ended for this reason, e.g. {"max_tokens": -0.5}."""
 
 
-async def play_group(builder: GroupBuilder, policy: Policy, settings: RolloutSettings, seed: int) -> TrajectoryGroup:
-    """Plays one group. Raises GroupFailed where the failure policy gives the group up, the member's own error under FailFast."""
+async def play_group(
+    builder: GroupBuilder, policy: Policy, settings: RolloutSettings, seed: int, priority: float = 0.0
+) -> TrajectoryGroup:
+    """Plays one group. `priority` goes with its sampling requests: lower is served first.
+
+    Raises GroupFailed where the failure policy gives the group up, the member's own error under FailFast.
+    """
     failure = settings.failure
     attempts = 1 + (failure.retries if isinstance(failure, Retry) else 0)
     for attempt in range(attempts):
+        attempt_seed = seed if attempt == 0 else derive_seed(seed, -attempt)
         try:
-            return await _play_once(builder, policy, settings, seed if attempt == 0 else derive_seed(seed, -attempt))
+            return await _play_once(builder, _Players(policy, settings, priority, attempt_seed))
         except Exception as error:
             if isinstance(failure, FailFast):
                 raise
@@ -104,8 +110,16 @@ async def play_group(builder: GroupBuilder, policy: Policy, settings: RolloutSet
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
-async def _play_once(builder: GroupBuilder, policy: Policy, settings: RolloutSettings, seed: int) -> TrajectoryGroup:
-    limits = settings.limits
+async def play(env: Env, policy: Policy, settings: RolloutSettings, seed: int, priority: float = 0.0) -> Trajectory:
+    """Plays one episode to its end or to a limit.
+
+    Raises TimeoutError when the wall clock runs out before the first answer was graded: there is nothing to learn from such an episode.
+    """
+    return await _Players(policy, settings, priority, seed).play(env, seed)
+
+
+async def _play_once(builder: GroupBuilder, players: _Players) -> TrajectoryGroup:
+    limits = players.settings.limits
     try:
         if limits.provision is None:
             envs = await builder.make_envs()
@@ -114,7 +128,7 @@ async def _play_once(builder: GroupBuilder, policy: Policy, settings: RolloutSet
                 envs = await builder.make_envs()
         if not envs:
             raise ValueError(f"make_envs of group {_title(builder)} gave no envs; a group has at least one member")
-        trajectories = await _play_members(builder, envs, policy, settings, seed)
+        trajectories = await _play_members(builder, envs, players)
         extra = await builder.group_rewards(trajectories)
         if extra is not None:
             if len(extra) != len(trajectories):
@@ -140,152 +154,157 @@ def _check_rewards(builder: GroupBuilder, trajectories: Sequence[Trajectory]) ->
 
 
 async def _cleanup(builder: GroupBuilder, seconds: float) -> None:
+    if type(builder).cleanup is GroupBuilder.cleanup:
+        return
     with anyio.CancelScope(shield=True), anyio.move_on_after(seconds) as scope:
         await builder.cleanup()
     if scope.cancelled_caught:
         raise TimeoutError(f"cleanup of group {_title(builder)} did not finish within {seconds:g} s")
 
 
-async def _play_members(
-    builder: GroupBuilder, envs: Sequence[Env], policy: Policy, settings: RolloutSettings, seed: int
-) -> list[Trajectory]:
-    survivors_needed = (
-        settings.failure.members if isinstance(settings.failure, MinViable) and not builder.interdependent else None
-    )
+async def _play_members(builder: GroupBuilder, envs: Sequence[Env], players: _Players) -> list[Trajectory]:
+    failure = players.settings.failure
     if builder.single_turn and len(envs) > 1:
-        players = await _players_of_shared_prompt(envs, policy, settings, seed)
+        members = await players.for_shared_prompt(envs)
+        run = _quickly
     else:
-        players = None
-
-    def player(member: int) -> Awaitable[Trajectory]:
-        if players is not None:
-            return players[member]()
-        return play(envs[member], policy, settings, derive_seed(seed, member))
-
-    if survivors_needed is None:
-        return await _together([lambda member=member: player(member) for member in range(len(envs))])  # type: ignore[misc]
+        members = [players.player(env, member) for member, env in enumerate(envs)]
+        run = _together
+    if not isinstance(failure, MinViable) or builder.interdependent:
+        return await run(members)
 
     errors: list[Exception] = []
 
-    async def survivor(member: int) -> Trajectory | None:
-        try:
-            return await player(member)
-        except Exception as error:  # noqa: BLE001  (whatever an env raises, the group may live without this member)
-            errors.append(error)
-            return None
+    def survivor(member: Callable[[], Awaitable[Trajectory]]) -> Callable[[], Awaitable[Trajectory | None]]:
+        async def attempt() -> Trajectory | None:
+            try:
+                return await member()
+            except Exception as error:  # noqa: BLE001  (whatever an env raises, the group may live without this member)
+                errors.append(error)
+                return None
 
-    played = await _together([lambda member=member: survivor(member) for member in range(len(envs))])  # type: ignore[misc]
-    survivors = [trajectory for trajectory in played if trajectory is not None]
-    if len(survivors) < survivors_needed:
+        return attempt
+
+    survivors = [
+        trajectory for trajectory in await run([survivor(member) for member in members]) if trajectory is not None
+    ]
+    if len(survivors) < failure.members:
         raise GroupFailed(
-            f"{len(survivors)} of {len(envs)} members survived, {survivors_needed} are needed"
+            f"{len(survivors)} of {len(envs)} members survived, {failure.members} are needed"
         ) from errors[-1]
     return survivors
 
 
-async def _players_of_shared_prompt(
-    envs: Sequence[Env], policy: Policy, settings: RolloutSettings, seed: int
-) -> list[Callable[[], Awaitable[Trajectory]]] | None:
-    """One sampling request for all members of a single-turn group that see the same prompt.
+@attrs.frozen
+class _Players:
+    """How the members of one group are played, in one attempt."""
 
-    When they do not, each member goes on by itself from the observation it already has.
-    """
-    observations = await _together([env.reset for env in envs])
-    first = observations[0]
-    if any(observation is not first and observation != first for observation in observations[1:]):
-        return [
-            lambda member=member, env=env, observation=observation: play(  # type: ignore[misc]
-                env, policy, settings, derive_seed(seed, member), observation
-            )
-            for member, (env, observation) in enumerate(zip(envs, observations, strict=True))
-        ]
-    params = _params(settings, first, settings.limits.max_tokens)
-    if params is None:
-        raise ValueError(_too_long(first, settings.limits))
-    completions = await policy.sample(SampleRequest(first.prompt, params, seed, num_samples=len(envs)))
-    return [
-        lambda env=env, completion=completion: _answer_once(env, first, completion, settings)  # type: ignore[misc]
-        for env, completion in zip(envs, completions, strict=True)
-    ]
+    policy: Policy
+    settings: RolloutSettings
+    priority: float
+    seed: int
 
+    def player(
+        self, env: Env, member: int, observation: Observation | None = None
+    ) -> Callable[[], Awaitable[Trajectory]]:
+        """Plays one member, from its reset or from an observation it has given already."""
+        return lambda: self.play(env, derive_seed(self.seed, member), observation)
 
-async def _answer_once(
-    env: Env, observation: Observation, completion: Completion, settings: RolloutSettings
-) -> Trajectory:
-    with anyio.fail_after(settings.limits.wall_clock):
-        step = await env.step(completion)
-    if step.observation is not None:
-        raise ValueError(f"{type(env).__name__} is in a group declared single_turn, but went on after its first step")
-    return Trajectory((_turn(observation, completion, step),), "done", settings.termination_rewards.get("done", 0.0))
-
-
-async def play(
-    env: Env, policy: Policy, settings: RolloutSettings, seed: int, first: Observation | None = None
-) -> Trajectory:
-    """Plays one episode to its end or to a limit.
-
-    Raises TimeoutError when the wall clock runs out before the first answer was graded: there is nothing to learn from such an episode.
-    """
-    turns: list[Turn] = []
-    wall_clock = settings.limits.wall_clock
-    if wall_clock is None:
-        end = await _play_turns(env, policy, settings, seed, first, turns)
-    else:
-        end = "time_limit"
-        with anyio.move_on_after(wall_clock):
-            end = await _play_turns(env, policy, settings, seed, first, turns)
-        if not turns:
-            raise TimeoutError(f"{type(env).__name__}: no turn was finished within the wall clock of {wall_clock:g} s")
-    return Trajectory(tuple(turns), end, settings.termination_rewards.get(end, 0.0))
-
-
-async def _play_turns(
-    env: Env, policy: Policy, settings: RolloutSettings, seed: int, observation: Observation | None, turns: list[Turn]
-) -> EndReason:
-    limits = settings.limits
-    if observation is None:
-        observation = await env.reset()
-    tokens_left = limits.max_tokens
-    while True:
-        params = _params(settings, observation, tokens_left)
+    async def for_shared_prompt(self, envs: Sequence[Env]) -> list[Callable[[], Awaitable[Trajectory]]]:
+        """One sampling request for all members of a single-turn group that see the same prompt; their own ones where they do not."""
+        observations = await _quickly([env.reset for env in envs])
+        first = observations[0]
+        if any(observation is not first and observation != first for observation in observations[1:]):
+            return [
+                self.player(env, member, observation)
+                for member, (env, observation) in enumerate(zip(envs, observations, strict=True))
+            ]
+        params = self.params(first, self.settings.limits.max_tokens)
         if params is None:
+            raise ValueError(_too_long(first, self.settings.limits))
+        request = SampleRequest(first.prompt, params, self.seed, len(envs), self.priority)
+        completions = await self.policy.sample(request)
+        return [
+            functools.partial(self._answer_once, env, first, completion)
+            for env, completion in zip(envs, completions, strict=True)
+        ]
+
+    async def _answer_once(self, env: Env, observation: Observation, completion: Completion) -> Trajectory:
+        wall_clock = self.settings.limits.wall_clock
+        if wall_clock is None:
+            step = await env.step(completion)
+        else:
+            with anyio.fail_after(wall_clock):
+                step = await env.step(completion)
+        if step.observation is not None:
+            raise ValueError(
+                f"{type(env).__name__} is in a group declared single_turn, but went on after its first step"
+            )
+        return Trajectory(
+            (_turn(observation, completion, step),), "done", self.settings.termination_rewards.get("done", 0.0)
+        )
+
+    async def play(self, env: Env, seed: int, observation: Observation | None = None) -> Trajectory:
+        """One episode."""
+        turns: list[Turn] = []
+        wall_clock = self.settings.limits.wall_clock
+        if wall_clock is None:
+            end = await self._play_turns(env, seed, observation, turns)
+        else:
+            end = "time_limit"
+            with anyio.move_on_after(wall_clock):
+                end = await self._play_turns(env, seed, observation, turns)
             if not turns:
-                raise ValueError(_too_long(observation, limits))
-            return "context"
-        (completion,) = await policy.sample(SampleRequest(observation.prompt, params, derive_seed(seed, len(turns))))
-        step = await env.step(completion)
-        turns.append(_turn(observation, completion, step))
-        if step.observation is None:
-            return "done"
-        observation = step.observation
-        if limits.max_turns is not None and len(turns) >= limits.max_turns:
-            return "max_turns"
+                raise TimeoutError(
+                    f"{type(env).__name__}: no turn was finished within the wall clock of {wall_clock:g} s"
+                )
+        return Trajectory(tuple(turns), end, self.settings.termination_rewards.get(end, 0.0))
+
+    async def _play_turns(self, env: Env, seed: int, observation: Observation | None, turns: list[Turn]) -> EndReason:
+        limits = self.settings.limits
+        if observation is None:
+            observation = await env.reset()
+        tokens_left = limits.max_tokens
+        while True:
+            params = self.params(observation, tokens_left)
+            if params is None:
+                if not turns:
+                    raise ValueError(_too_long(observation, limits))
+                return "context"
+            request = SampleRequest(observation.prompt, params, derive_seed(seed, len(turns)), 1, self.priority)
+            (completion,) = await self.policy.sample(request)
+            step = await env.step(completion)
+            turns.append(_turn(observation, completion, step))
+            if step.observation is None:
+                return "done"
+            observation = step.observation
+            if limits.max_turns is not None and len(turns) >= limits.max_turns:
+                return "max_turns"
+            if tokens_left is not None:
+                tokens_left -= len(completion.tokens)
+                if tokens_left <= 0:
+                    return "max_tokens"
+
+    def params(self, observation: Observation, tokens_left: int | None) -> SamplingParams | None:
+        """The sampling parameters of one answer; None when the context has no room for a single token."""
+        params = self.settings.sampling
+        max_tokens = params.max_tokens
+        if observation.max_tokens is not None:
+            max_tokens = min(max_tokens, observation.max_tokens)
         if tokens_left is not None:
-            tokens_left -= len(completion.tokens)
-            if tokens_left <= 0:
-                return "max_tokens"
+            max_tokens = min(max_tokens, tokens_left)
+        if self.settings.limits.max_context is not None:
+            max_tokens = min(max_tokens, self.settings.limits.max_context - observation.prompt.length)
+        if max_tokens < 1:
+            return None
+        stop = observation.stop or params.stop
+        if max_tokens == params.max_tokens and stop is params.stop:
+            return params
+        return SamplingParams(max_tokens, params.temperature, params.top_p, params.top_k, stop)
 
 
 def _turn(observation: Observation, completion: Completion, step: Step) -> Turn:
     return Turn(observation.prompt, completion, float(step.reward), step.metrics, step.logs)
-
-
-def _params(settings: RolloutSettings, observation: Observation, tokens_left: int | None) -> SamplingParams | None:
-    """The sampling parameters of one answer; None when the context has no room for a single token."""
-    params = settings.sampling
-    max_tokens = params.max_tokens
-    if observation.max_tokens is not None:
-        max_tokens = min(max_tokens, observation.max_tokens)
-    if tokens_left is not None:
-        max_tokens = min(max_tokens, tokens_left)
-    if settings.limits.max_context is not None:
-        max_tokens = min(max_tokens, settings.limits.max_context - observation.prompt.length)
-    if max_tokens < 1:
-        return None
-    stop = observation.stop or params.stop
-    if max_tokens == params.max_tokens and stop is params.stop:
-        return params
-    return SamplingParams(max_tokens, params.temperature, params.top_p, params.top_k, stop)
 
 
 def _too_long(observation: Observation, limits: RolloutLimits) -> str:
@@ -294,16 +313,29 @@ def _too_long(observation: Observation, limits: RolloutLimits) -> str:
 
 def is_constant(group: TrajectoryGroup) -> bool:
     """Whether all members have the same return, so that centred advantages are zero. A group of one is not called constant."""
-    if len(group.trajectories) < 2:
-        return False
-    rewards_G = group.rewards_G
-    return bool(np.all(rewards_G == rewards_G[0]))
+    first, *others = group.trajectories
+    return bool(others) and all(other.reward == first.reward for other in others)
+
+
+QUICK = 0.001
+"""Seconds. A task costs about 20 µs: calls quicker than this are made one after another."""
+
+
+async def _quickly(functions: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
+    """One after another as long as none waits; as soon as one took time, the others all at once."""
+    results: list[T] = []
+    for index, function in enumerate(functions):
+        began = anyio.current_time()
+        results.append(await function())
+        if anyio.current_time() - began > QUICK:
+            return [*results, *await _together(functions[index + 1 :])]
+    return results
 
 
 async def _together(functions: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
     """Runs all at once; the first failure cancels the others and is raised when they have ended, alone if it was alone."""
-    if len(functions) == 1:
-        return [await functions[0]()]
+    if len(functions) < 2:
+        return [await function() for function in functions]
     results: list[T | None] = [None] * len(functions)
 
     async def store(index: int) -> None:

@@ -52,6 +52,9 @@ class Capabilities:
     losses: frozenset[str]
     max_context: int | None = None
     """Longest sequence the model takes, prompt and completion together; None: unknown."""
+    request_deadline: float | None = None
+    """Seconds after which a sampling request that has not been answered should be given up and tried again. A server can lose a request; a
+    backend in this process cannot (None), and a slow machine is no failure."""
     deterministic: bool = False
     """Same requests in the same order give the same bytes."""
 

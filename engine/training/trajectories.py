@@ -39,10 +39,11 @@ class Trajectory:
     final_reward: float = 0.0
     """Reward beside the turns' own: for how the episode ended, and from comparing the group's members."""
     metrics: Mapping[str, float] = attrs.field(factory=dict)
+    reward: float = attrs.field(init=False)
+    """Return of the episode, undiscounted: the turns' rewards and the final one."""
 
-    @property
-    def reward(self) -> float:
-        """Return of the episode, undiscounted."""
+    @reward.default
+    def _(self) -> float:
         return sum(turn.reward for turn in self.turns) + self.final_reward
 
     @property
