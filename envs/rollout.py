@@ -324,11 +324,13 @@ QUICK = 0.001
 async def _quickly(functions: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
     """One after another as long as none waits; as soon as one took time, the others all at once."""
     results: list[T] = []
+    began = anyio.current_time()
     for index, function in enumerate(functions):
-        began = anyio.current_time()
         results.append(await function())
-        if anyio.current_time() - began > QUICK:
+        now = anyio.current_time()
+        if now - began > QUICK:
             return [*results, *await _together(functions[index + 1 :])]
+        began = now
     return results
 
 

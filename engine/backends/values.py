@@ -18,7 +18,11 @@ StopReason = Literal["stop", "length"]
 Tokens = NDArray[np.int32]
 Logprobs = NDArray[np.float32]
 
-_same_array = attrs.cmp_using(eq=np.array_equal)  # type: ignore[no-untyped-call]
+def _arrays_equal(left: NDArray[Any], right: NDArray[Any]) -> bool:
+    return left is right or np.array_equal(left, right)
+
+
+_same_array = attrs.cmp_using(eq=_arrays_equal)
 
 
 def _as_tokens(tokens: Any) -> Tokens:
@@ -69,7 +73,10 @@ class ModelInput:
     @property
     def length(self) -> int:
         """Positions in the model's context."""
-        return sum(chunk.length for chunk in self.chunks)
+        length = 0
+        for chunk in self.chunks:
+            length += chunk.length
+        return length
 
     @property
     def tokens(self) -> Tokens:

@@ -44,7 +44,10 @@ class Trajectory:
 
     @reward.default
     def _(self) -> float:
-        return sum(turn.reward for turn in self.turns) + self.final_reward
+        reward = self.final_reward
+        for turn in self.turns:
+            reward += turn.reward
+        return reward
 
     @property
     def sampled_tokens(self) -> int:
