@@ -1,0 +1,94 @@
+"""Ctrl-C: once to stop after the step under way, twice to stop now, a third time to leave at once. SIGTERM counts as Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+
+import anyio
+import attrs
+from anyio.abc import TaskStatus
+
+AFTER_THIS_STEP = "stopping after this step; press Ctrl-C again to stop now"
+NOW = "stopping now"
+
+
+@attrs.define
+class Interrupts:
+    """What a command has been sent so far."""
+
+    count: int = 0
+    last: int = signal.SIGINT
+
+    @property
+    def exit_code(self) -> int:
+        """As a shell reports a program that a signal ended: 130 for Ctrl-C."""
+        return 128 + self.last
+
+
+class Interrupted(Exception):
+    """The block was left because it was told to stop now."""
+
+
+received: ContextVar[Interrupts | None] = ContextVar("callsheet_interrupts", default=None)
+"""Set by the command line before it runs anything, so that it knows afterwards."""
+
+
+@asynccontextmanager
+async def stop_on_interrupt(
+    stop: Callable[[], None], say: Callable[[str], None] | None = None
+) -> AsyncIterator[Interrupts]:
+    """While the block runs, the first SIGINT or SIGTERM calls `stop` and the second cancels the block, which then raises Interrupted.
+
+    `say` is given the line that tells what happens; by default it goes to stderr. Works on asyncio and trio. Outside the main
+    thread, where a program receives no signals, the block runs as it is.
+    """
+    interrupts = received.get() or Interrupts()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupts
+        return
+    failure: Exception | None = None
+    async with anyio.create_task_group() as group:
+        try:
+            with anyio.CancelScope() as block:
+                await group.start(_listen, stop, say or _to_stderr, interrupts, block)
+                yield interrupts
+        except Exception as error:  # noqa: BLE001  (raised again below: what the block raises is not wrapped in a group)
+            failure = error
+        group.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    if block.cancelled_caught:
+        raise Interrupted(NOW)
+
+
+async def _listen(
+    stop: Callable[[], None],
+    say: Callable[[str], None],
+    interrupts: Interrupts,
+    block: anyio.CancelScope,
+    *,
+    task_status: TaskStatus[None],
+) -> None:
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        task_status.started()
+        async for number in signals:
+            interrupts.count += 1
+            interrupts.last = number
+            if interrupts.count == 1:
+                say(AFTER_THIS_STEP)
+                stop()
+            elif interrupts.count == 2:
+                say(NOW)
+                block.cancel()
+            else:
+                os._exit(interrupts.exit_code)
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
