@@ -107,14 +107,13 @@ def _lay_out(
             before = as_bytes + action.tobytes()
         else:
             extends = False
+        observation = prompt_tokens[length:] if extends else prompt_tokens
+        length = len(prompt_tokens) + len(action)
+        sequence = (length, _image_input(prompt, action) if images else None)
         if extends:
-            observation = prompt_tokens[length:]
-            length = len(prompt_tokens) + len(action)
-            layout.sequences[-1] = (length, _image_input(prompt, action, images))
+            layout.sequences[-1] = sequence
         else:
-            observation = prompt_tokens
-            length = len(prompt_tokens) + len(action)
-            layout.sequences.append((length, _image_input(prompt, action, images)))
+            layout.sequences.append(sequence)
         layout.pieces += (observation, action)
         layout.lengths += (len(observation), len(action))
         layout.logprobs.append(logprobs)
@@ -135,8 +134,8 @@ def _with_placeholders(prompt: ModelInput, images: dict[ImageChunk, int]) -> Tok
     return np.concatenate(parts) if parts else np.empty(0, np.int32)
 
 
-def _image_input(prompt: ModelInput, action: Tokens, images: dict[ImageChunk, int]) -> ModelInput | None:
-    if not images or all(type(chunk) is TokenChunk for chunk in prompt.chunks):
+def _image_input(prompt: ModelInput, action: Tokens) -> ModelInput | None:
+    if all(type(chunk) is TokenChunk for chunk in prompt.chunks):
         return None
     return prompt.append(action[:-1]) if len(action) > 1 else prompt
 
