@@ -9,17 +9,16 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TypeVar
 
 import anyio
+import anyio.lowlevel
 import attrs
 
 from engine.backends.values import Completion, SampleRequest, SamplingParams
 from engine.runtime.seeds import derive_seed
 from engine.training.trajectories import EndReason, Trajectory, TrajectoryGroup, Turn
 from envs.contracts import Env, GroupBuilder, Observation, Policy, Step
-
-T = TypeVar("T")
+from envs.together import Runner, or_error, quickly, single, together, within
 
 
 class GroupFailed(Exception):
@@ -43,6 +42,8 @@ class RolloutLimits:
     """Most seconds of an episode, from its reset on."""
     provision: float | None = attrs.field(default=None, validator=_optional_positive)
     """Most seconds for `make_envs`; running out counts as a failure."""
+    grading: float | None = attrs.field(default=None, validator=_optional_positive)
+    """Most seconds for `group_rewards`; running out counts as a failure."""
     teardown: float = attrs.field(default=10.0, validator=attrs.validators.gt(0))
     """Most seconds for `cleanup`, also when the run is being cancelled."""
 
@@ -97,13 +98,16 @@ async def play_group(
     attempts = 1 + (failure.retries if isinstance(failure, Retry) else 0)
     for attempt in range(attempts):
         attempt_seed = seed if attempt == 0 else derive_seed(seed, -attempt)
+        if attempt:
+            await anyio.lowlevel.checkpoint()  # what failed because it was cancelled is not tried again
         try:
             return await _play_once(builder, _Players(policy, settings, priority, attempt_seed))
         except Exception as error:
             if isinstance(failure, FailFast):
+                error.add_note(f"in group {_title(builder)}")
                 raise
             if attempt == attempts - 1:
-                cause = _single(error)
+                cause = single(error)
                 raise GroupFailed(
                     f"group {_title(builder)} given up after {attempts} attempt(s): {type(cause).__name__}: {cause}"
                 ) from cause
@@ -124,12 +128,16 @@ async def _play_once(builder: GroupBuilder, players: _Players) -> TrajectoryGrou
         if limits.provision is None:
             envs = await builder.make_envs()
         else:
-            with anyio.fail_after(limits.provision):
+            with within(limits.provision, f"make_envs of group {_title(builder)}"):
                 envs = await builder.make_envs()
         if not envs:
             raise ValueError(f"make_envs of group {_title(builder)} gave no envs; a group has at least one member")
         trajectories = await _play_members(builder, envs, players)
-        extra = await builder.group_rewards(trajectories)
+        if limits.grading is None:
+            extra = await builder.group_rewards(trajectories)
+        else:
+            with within(limits.grading, f"group_rewards of group {_title(builder)}"):
+                extra = await builder.group_rewards(trajectories)
         if extra is not None:
             if len(extra) != len(trajectories):
                 raise ValueError(
@@ -164,34 +172,24 @@ async def _cleanup(builder: GroupBuilder, seconds: float) -> None:
 
 async def _play_members(builder: GroupBuilder, envs: Sequence[Env], players: _Players) -> list[Trajectory]:
     failure = players.settings.failure
+    may_lose = isinstance(failure, MinViable) and not builder.interdependent
+    # Members that wait for one another must all be under way.
+    run: Runner = quickly if builder.single_turn and not builder.interdependent else together
     if builder.single_turn and len(envs) > 1:
-        members = await players.for_shared_prompt(envs)
-        run = _quickly
+        members = await players.for_shared_prompt(envs, run, may_lose)
     else:
         members = [players.player(env, member) for member, env in enumerate(envs)]
-        run = _together
     if not isinstance(failure, MinViable) or builder.interdependent:
         return await run(members)
 
-    errors: list[Exception] = []
-
-    def survivor(member: Callable[[], Awaitable[Trajectory]]) -> Callable[[], Awaitable[Trajectory | None]]:
-        async def attempt() -> Trajectory | None:
-            try:
-                return await member()
-            except Exception as error:  # noqa: BLE001  (whatever an env raises, the group may live without this member)
-                errors.append(error)
-                return None
-
-        return attempt
-
-    survivors = [
-        trajectory for trajectory in await run([survivor(member) for member in members]) if trajectory is not None
-    ]
+    outcomes = await run([or_error(member) for member in members])
+    survivors = [outcome for outcome in outcomes if not isinstance(outcome, Exception)]
+    errors = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
     if len(survivors) < failure.members:
+        cause = single(errors[0])
         raise GroupFailed(
-            f"{len(survivors)} of {len(envs)} members survived, {failure.members} are needed"
-        ) from errors[-1]
+            f"{len(survivors)} of {len(envs)} members survived, {failure.members} are needed; one failed with {type(cause).__name__}: {cause}"
+        ) from cause
     return survivors
 
 
@@ -205,36 +203,61 @@ class _Players:
     seed: int
 
     def player(
-        self, env: Env, member: int, observation: Observation | None = None
+        self, env: Env, member: int, observation: Observation | None = None, began: float | None = None
     ) -> Callable[[], Awaitable[Trajectory]]:
-        """Plays one member, from its reset or from an observation it has given already."""
-        return lambda: self.play(env, derive_seed(self.seed, member), observation)
+        """Plays one member, from its reset or from an observation it has given already, in an episode that `began` then."""
+        return lambda: self.play(env, derive_seed(self.seed, member), observation, began)
 
-    async def for_shared_prompt(self, envs: Sequence[Env]) -> list[Callable[[], Awaitable[Trajectory]]]:
-        """One sampling request for all members of a single-turn group that see the same prompt; their own ones where they do not."""
-        observations = await _quickly([env.reset for env in envs])
-        first = observations[0]
-        if any(observation is not first and observation != first for observation in observations[1:]):
+    async def for_shared_prompt(
+        self, envs: Sequence[Env], run: Runner, may_lose: bool
+    ) -> list[Callable[[], Awaitable[Trajectory]]]:
+        """One sampling request for all members of a single-turn group that see the same prompt; their own ones where they do not.
+
+        `may_lose`: a member whose reset fails is one that fails when it is played; otherwise its error is the group's.
+        """
+        wall_clock = self.settings.limits.wall_clock
+        if wall_clock is None:
+            return await self._for_shared_prompt(envs, run, may_lose, 0.0)
+        began = anyio.current_time()
+        with within(wall_clock, f"{type(envs[0]).__name__}: the first answer"):
+            return await self._for_shared_prompt(envs, run, may_lose, began)
+
+    async def _for_shared_prompt(
+        self, envs: Sequence[Env], run: Runner, may_lose: bool, began: float
+    ) -> list[Callable[[], Awaitable[Trajectory]]]:
+        resets = [or_error(env.reset) for env in envs] if may_lose else [env.reset for env in envs]
+        observations: list[Observation | Exception] = await run(resets)
+        live = [observation for observation in observations if not isinstance(observation, Exception)]
+        if not live:
+            return [_failing(error) for error in observations if isinstance(error, Exception)]
+        first = live[0]
+        if any(observation is not first and observation != first for observation in live):
             return [
-                self.player(env, member, observation)
+                _failing(observation)
+                if isinstance(observation, Exception)
+                else self.player(env, member, observation, began)
                 for member, (env, observation) in enumerate(zip(envs, observations, strict=True))
             ]
         params = self.params(first, self.settings.limits.max_tokens)
         if params is None:
             raise ValueError(_too_long(first, self.settings.limits))
-        request = SampleRequest(first.prompt, params, self.seed, len(envs), self.priority)
-        completions = await self.policy.sample(request)
+        request = SampleRequest(first.prompt, params, self.seed, len(live), self.priority)
+        completions = iter(await self.policy.sample(request))
         return [
-            functools.partial(self._answer_once, env, first, completion)
-            for env, completion in zip(envs, completions, strict=True)
+            _failing(observation)
+            if isinstance(observation, Exception)
+            else functools.partial(self._answer_once, env, first, next(completions), began)
+            for env, observation in zip(envs, observations, strict=True)
         ]
 
-    async def _answer_once(self, env: Env, observation: Observation, completion: Completion) -> Trajectory:
+    async def _answer_once(
+        self, env: Env, observation: Observation, completion: Completion, began: float
+    ) -> Trajectory:
         wall_clock = self.settings.limits.wall_clock
         if wall_clock is None:
             step = await env.step(completion)
         else:
-            with anyio.fail_after(wall_clock):
+            with within(wall_clock, f"{type(env).__name__}: the only turn", began):
                 step = await env.step(completion)
         if step.observation is not None:
             raise ValueError(
@@ -244,15 +267,17 @@ class _Players:
             (_turn(observation, completion, step),), "done", self.settings.termination_rewards.get("done", 0.0)
         )
 
-    async def play(self, env: Env, seed: int, observation: Observation | None = None) -> Trajectory:
-        """One episode."""
+    async def play(
+        self, env: Env, seed: int, observation: Observation | None = None, began: float | None = None
+    ) -> Trajectory:
+        """One episode, which `began` now unless its reset is behind it."""
         turns: list[Turn] = []
         wall_clock = self.settings.limits.wall_clock
         if wall_clock is None:
             end = await self._play_turns(env, seed, observation, turns)
         else:
             end = "time_limit"
-            with anyio.move_on_after(wall_clock):
+            with anyio.CancelScope(deadline=(anyio.current_time() if began is None else began) + wall_clock):
                 end = await self._play_turns(env, seed, observation, turns)
             if not turns:
                 raise TimeoutError(
@@ -317,47 +342,11 @@ def is_constant(group: TrajectoryGroup) -> bool:
     return bool(others) and all(other.reward == first.reward for other in others)
 
 
-QUICK = 0.001
-"""Seconds. A task costs about 20 µs: calls quicker than this are made one after another."""
+def _failing(error: Exception) -> Callable[[], Awaitable[Trajectory]]:
+    async def fail() -> Trajectory:
+        raise error
 
-
-async def _quickly(functions: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
-    """One after another as long as none waits; as soon as one took time, the others all at once."""
-    results: list[T] = []
-    began = anyio.current_time()
-    for index, function in enumerate(functions):
-        results.append(await function())
-        now = anyio.current_time()
-        if now - began > QUICK:
-            return [*results, *await _together(functions[index + 1 :])]
-        began = now
-    return results
-
-
-async def _together(functions: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
-    """Runs all at once; the first failure cancels the others and is raised when they have ended, alone if it was alone."""
-    if len(functions) < 2:
-        return [await function() for function in functions]
-    results: list[T | None] = [None] * len(functions)
-
-    async def store(index: int) -> None:
-        results[index] = await functions[index]()
-
-    try:
-        async with anyio.create_task_group() as group:
-            for index in range(len(functions)):
-                group.start_soon(store, index)
-    except ExceptionGroup as errors:
-        if len(errors.exceptions) == 1:
-            raise errors.exceptions[0] from errors.exceptions[0].__cause__
-        raise
-    return results  # type: ignore[return-value]  # every store has run
-
-
-def _single(error: Exception) -> Exception:
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    return error
+    return fail
 
 
 def _title(builder: GroupBuilder) -> str:
