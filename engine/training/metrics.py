@@ -64,25 +64,53 @@ def step_metrics(
     - `optim/clip_fraction`: share of tokens where a PPO clip at 1 − `clip_low`, 1 + `clip_high` cuts the gradient off
     - `optim/entropy`: −mean log μ, the sampler's entropy by its own samples
     """
-    return mismatch_metrics(trained_tokens(data, logprobs), clip_low=clip_low, clip_high=clip_high)
+    sums = StepSums(clip_low=clip_low, clip_high=clip_high)
+    sums.add(data, logprobs)
+    return sums.metrics()
 
 
-def mismatch_metrics(tokens: TrainedTokens, *, clip_low: float = 0.2, clip_high: float = 0.2) -> dict[str, float]:
-    """`step_metrics` of tokens that have been gathered already."""
-    if not len(tokens.logprobs):
-        return {}
-    difference_N = tokens.sampler_logprobs - tokens.logprobs
-    with np.errstate(over="ignore"):  # a token that the trainer finds e^709 times likelier has an infinite weight
-        weights_N = np.exp(-difference_N)
-    # The ratio of the sums keeps its value when all weights are scaled: no overflow for the largest of them.
-    scaled_N = np.exp(difference_N.min() - difference_N)
-    advantages_N = tokens.advantages
-    clipped_N = ((advantages_N > 0) & (weights_N > 1 + clip_high)) | ((advantages_N < 0) & (weights_N < 1 - clip_low))
-    return {
-        "optim/kl_sample_train_v1": float(difference_N.mean()),
-        "optim/kl_sample_train_v2": float(0.5 * np.mean(difference_N**2)),
-        "optim/kl_sample_train_v3": float(np.mean(weights_N - 1 + difference_N)),
-        "optim/effective_sample_size": float(scaled_N.sum() ** 2 / (len(scaled_N) * np.sum(scaled_N**2))),
-        "optim/clip_fraction": float(clipped_N.mean()),
-        "optim/entropy": float(-tokens.sampler_logprobs.mean()),
-    }
+class StepSums:
+    """`step_metrics` of a step that comes in parts, so that a big one need not be gathered in one go."""
+
+    def __init__(self, *, clip_low: float = 0.2, clip_high: float = 0.2) -> None:
+        self._clip_low, self._clip_high = clip_low, clip_high
+        self._tokens = self._clipped = 0
+        self._sums = np.zeros(4)
+        """Of l, l²/2, e^(−l) − 1 + l, −log μ."""
+        self._largest = -np.inf
+        self._weights = self._squares = 0.0
+        """Σw and Σw², both relative to the largest w: no overflow, and their ratio needs no more."""
+
+    def add(self, data: Sequence[Datum], logprobs: Sequence[Logprobs]) -> None:
+        """Counts more of the step. Raises ValueError where the logprobs do not fit the datums."""
+        tokens = trained_tokens(data, logprobs)
+        if not len(tokens.logprobs):
+            return
+        difference_N, advantages_N = tokens.sampler_logprobs - tokens.logprobs, tokens.advantages
+        with np.errstate(over="ignore"):  # a token that the trainer finds e^709 times likelier has an infinite weight
+            excess_N = np.expm1(-difference_N)
+        low_N, high_N = excess_N < -self._clip_low, excess_N > self._clip_high
+        self._tokens += len(difference_N)
+        self._clipped += int(np.count_nonzero(((advantages_N > 0) & high_N) | ((advantages_N < 0) & low_N)))
+        k1, entropy = difference_N.sum(), -tokens.sampler_logprobs.sum()
+        self._sums += k1, np.dot(difference_N, difference_N) / 2, excess_N.sum() + k1, entropy
+        largest = max(self._largest, -float(difference_N.min()))
+        shrink = np.exp(self._largest - largest)
+        scaled_N = np.exp(-difference_N - largest)
+        self._weights = self._weights * shrink + float(scaled_N.sum())
+        self._squares = self._squares * shrink**2 + float(np.dot(scaled_N, scaled_N))
+        self._largest = largest
+
+    def metrics(self) -> dict[str, float]:
+        """As `step_metrics`, of all that was added."""
+        if not self._tokens:
+            return {}
+        k1, k2, k3, entropy = (float(value) for value in self._sums / self._tokens)
+        return {
+            "optim/kl_sample_train_v1": k1,
+            "optim/kl_sample_train_v2": k2,
+            "optim/kl_sample_train_v3": k3,
+            "optim/effective_sample_size": self._weights**2 / (self._tokens * self._squares),
+            "optim/clip_fraction": self._clipped / self._tokens,
+            "optim/entropy": entropy,
+        }

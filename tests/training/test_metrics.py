@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from engine.backends.values import Datum, ModelInput
-from engine.training.metrics import step_metrics, trained_tokens
+from engine.training.metrics import StepSums, step_metrics, trained_tokens
 from tests.training.policies import policy_data
 
 
@@ -61,6 +61,14 @@ def test_one_token_with_all_the_weight_counts_as_one_sample() -> None:
     new[0] = -1.0  # far beyond what an exponential holds
     found = step_metrics([Datum(ModelInput.from_tokens(range(8)), inputs)], [new])
     assert found["optim/effective_sample_size"] == pytest.approx(1 / 8)
+
+
+def test_a_step_in_parts_is_the_step() -> None:
+    data, logprobs = policy_data(4)
+    sums = StepSums(clip_high=0.28)
+    for part in (slice(0, 2), slice(2, 2), slice(2, 3), slice(3, 4)):
+        sums.add(data[part], logprobs[part])
+    assert sums.metrics() == pytest.approx(step_metrics(data, logprobs, clip_high=0.28))
 
 
 def test_nothing_trained_and_no_mask() -> None:
