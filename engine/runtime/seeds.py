@@ -10,9 +10,9 @@ def derive_seed(seed: int, *path: int) -> int:
 
     Equal arguments give equal seeds on every platform; neighbouring paths give unrelated ones.
     """
-    state = _mix(seed & _MASK)
+    state = _mix(int(seed) & _MASK)  # int: numpy's integers do not wrap where they should
     for number in path:
-        state = _mix((state ^ (number & _MASK)) + 0x9E3779B97F4A7C15 & _MASK)
+        state = _mix((state ^ (int(number) & _MASK)) + 0x9E3779B97F4A7C15 & _MASK)
     return state >> 1
 
 
