@@ -65,8 +65,10 @@ class RLSettings:
     """Each epoch in its own order, drawn from the seed."""
     drop_constant_groups: bool = True
     """Replace groups whose members all have the same reward: they teach nothing."""
-    unproductive_limit: int | None = attrs.field(default=None, validator=_at_least_one)
-    """Groups filtered or failed in a row that end the run; None: 256, or 8 times what may be under way if that is more."""
+    constant_limit: int | None = attrs.field(default=None, validator=_at_least_one)
+    """Groups in a row with constant rewards that end the run, since nothing is left to learn; None: 256, or 8 times what may be under way."""
+    failure_limit: int | None = attrs.field(default=None, validator=_at_least_one)
+    """Groups in a row that fail (after what the failure policy allows) before the run does; None: 8, or half of what may be under way."""
     samples_per_step: int = attrs.field(default=1, validator=attrs.validators.ge(0))
     """Groups a step whose questions and answers are kept in samples.jsonl."""
     seed: int = 0
@@ -111,8 +113,10 @@ async def train_rl(
         actors = _RLActors(opened, stream, schedule, settings, steps, predictor or RunningMean(), work)
         learning = LearningSettings(loss, settings.optimizer, settings.learning_rate)
         ending = await _run(opened, actors.feed, learning, steps, evaluations, stop, actors, fixed)
-        if actors.rollouts.exhausted_by_filter:
-            opened.note(f"nothing left to learn: the last {actors.ledger.unproductive} groups had constant rewards")
+        if actors.rollouts.nothing_to_learn:
+            opened.note(
+                f"nothing left to learn: the last {actors.ledger.constant_in_a_row} groups had constant rewards"
+            )
             ending = "nothing_to_learn"
         return await opened.result(ending, gate=actors.gate.statistics())
 
@@ -205,7 +209,8 @@ class _RLActors:
             settings.rollout,
             drop_constant=settings.drop_constant_groups,
             pin=pin,
-            unproductive_limit=settings.unproductive_limit or max(256, 8 * schedule.capacity),
+            constant_limit=settings.constant_limit or max(256, 8 * schedule.capacity),
+            failure_limit=settings.failure_limit or max(8, schedule.capacity // 2),
             under_way=under_way,
             ledger=self.ledger,
             journal=self.journal,

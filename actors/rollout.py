@@ -8,6 +8,8 @@ Groups under way are bounded by the gate, so each job gets its own task at once,
 
 from __future__ import annotations
 
+from typing import Literal
+
 import anyio
 
 from actors.prediction import LengthPredictor
@@ -31,7 +33,8 @@ class Rollouts:
         *,
         drop_constant: bool,
         pin: bool,
-        unproductive_limit: int,
+        constant_limit: int,
+        failure_limit: int,
         under_way: UnderWay,
         ledger: RolloutLedger,
         journal: Journal,
@@ -40,21 +43,22 @@ class Rollouts:
     ) -> None:
         """`drop_constant`: give groups whose members all have the same reward back instead of training on nothing.
 
-        `unproductive_limit`: how many groups in a row may be filtered or failed before the run ends: by an error when the last one failed, by
-        closing the gate when it was filtered (nothing is left to learn).
+        `constant_limit`: how many groups in a row may be given back for that before the gate closes: nothing is left to learn.
+        `failure_limit`: how many groups in a row may fail before the run does.
         """
         self._sampler = sampler
         self._gate = gate
         self._settings = settings
         self._drop_constant = drop_constant
         self._pin = pin
-        self._unproductive_limit = unproductive_limit
+        self._constant_limit = constant_limit
+        self._failure_limit = failure_limit
         self._under_way = under_way
         self._ledger = ledger
         self._journal = journal
         self._predictor = predictor
         self._tracer = tracer
-        self.exhausted_by_filter = False
+        self.nothing_to_learn = False
 
     async def run(self, jobs: Receiver[Job], finished: Sender[FinishedGroup]) -> None:
         """Plays every job; returns when the source has finished and all groups are played."""
@@ -75,13 +79,14 @@ class Rollouts:
             policy.close()
             if self._pin:
                 self._sampler.unpin(ticket.version)
+        self._ledger.failed_in_a_row = 0
         now = anyio.current_time()
         self._tracer.span("rollouts", f"group {ticket.number}", began, now, version=ticket.version)
         self._predictor.observe(job.assignment.problem, group.tags, max(t.sampled_tokens for t in group.trajectories))
         if self._drop_constant and is_constant(group):
             self._give_back_constant(job, group)
             return
-        self._ledger.unproductive = 0
+        self._ledger.constant_in_a_row = 0
         self._journal.note("finished", ticket.number, now, version=self._sampler.newest)
         await finished.send(FinishedGroup(job.assignment, group, self._sampler.newest))
 
@@ -93,23 +98,22 @@ class Rollouts:
 
     def _give_back_constant(self, job: Job, group: TrajectoryGroup) -> None:
         self._ledger.filtered += 1
+        self._ledger.constant_in_a_row += 1
         self._ledger.add(group)
         self._settle(job, "filtered", reward=group.trajectories[0].reward)
-        if self._ledger.unproductive >= self._unproductive_limit:
-            self.exhausted_by_filter = True
+        if self._ledger.constant_in_a_row >= self._constant_limit:
+            self.nothing_to_learn = True
             self._gate.close()
 
     def _give_back_failed(self, job: Job, error: GroupFailed) -> None:
         self._ledger.failed += 1
+        self._ledger.failed_in_a_row += 1
         self._settle(job, "failed", error=str(error))
-        if self._ledger.unproductive >= self._unproductive_limit:
-            raise GroupFailed(
-                f"{self._ledger.unproductive} groups in a row could not be used, the last one because: {error}"
-            ) from error
+        if self._ledger.failed_in_a_row == self._failure_limit:
+            raise GroupFailed(f"{self._failure_limit} groups in a row failed, the last one so: {error}") from error
 
-    def _settle(self, job: Job, outcome: str, **facts: object) -> None:
+    def _settle(self, job: Job, outcome: Literal["filtered", "failed"], **facts: object) -> None:
         ticket = job.assignment.ticket
-        self._ledger.unproductive += 1
         self._under_way.remove(ticket)
         self._journal.note(outcome, ticket.number, anyio.current_time(), **facts)
-        self._gate.settle(ticket, "filtered" if outcome == "filtered" else "failed")
+        self._gate.settle(ticket, outcome)

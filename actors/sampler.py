@@ -104,13 +104,9 @@ class Sampler:
         self._served[version].users -= 1
         self._release_unused(version)
 
-    def pinned(self) -> dict[int, Snapshot]:
-        """The older versions that are in use, by version."""
-        return {
-            version: served.snapshot
-            for version, served in sorted(self._served.items())
-            if served.users and version != self._newest
-        }
+    def in_use(self) -> dict[int, Snapshot]:
+        """The versions that somebody uses, by version."""
+        return {version: served.snapshot for version, served in sorted(self._served.items()) if served.users}
 
     def close(self) -> None:
         """Releases every version."""
@@ -132,9 +128,9 @@ class Sampler:
         Raises SamplingFailed after the last attempt, and at once what trying again cannot mend.
         """
         samples = request.num_samples
+        served = self._served[version]
         if self._slots is not None:
             await self._slots.acquire(samples, request.priority)
-        served = self._served[version]
         served.users += 1
         if not self._in_flight:
             self._busy_since = anyio.current_time()

@@ -104,7 +104,8 @@ class LedgerState:
     tags: Mapping[str, TagSums] = attrs.field(factory=dict)
     filtered: int = 0
     failed: int = 0
-    unproductive: int = 0
+    constant_in_a_row: int = 0
+    failed_in_a_row: int = 0
 
 
 @attrs.frozen
@@ -178,8 +179,10 @@ class RolloutLedger:
         self._tags = {tag: _Sums(sums.episodes, sums.groups, dict(sums.sums)) for tag, sums in state.tags.items()}
         self.filtered = state.filtered
         self.failed = state.failed
-        self.unproductive = state.unproductive
-        """Groups filtered or failed in a row, since one was last fit to be trained."""
+        self.constant_in_a_row = state.constant_in_a_row
+        """Groups given back for constant rewards since one was last fit to be trained."""
+        self.failed_in_a_row = state.failed_in_a_row
+        """Groups that failed since one was last played to its end."""
 
     def add(self, group: TrajectoryGroup) -> None:
         """Counts a played group."""
@@ -200,7 +203,7 @@ class RolloutLedger:
     def state(self) -> LedgerState:
         """For a checkpoint."""
         tags = {tag: TagSums(sums.episodes, sums.groups, dict(sums.sums)) for tag, sums in self._tags.items()}
-        return LedgerState(tags, self.filtered, self.failed, self.unproductive)
+        return LedgerState(tags, self.filtered, self.failed, self.constant_in_a_row, self.failed_in_a_row)
 
 
 def _write_tag(row: dict[str, float], prefix: str, sums: _Sums) -> None:
