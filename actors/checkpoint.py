@@ -90,7 +90,8 @@ class CheckpointCutter(Generic[W]):
         partial = self._store.begin(version)
         submitted: list[Pending[None]] = [
             self._backend.save_snapshot(snapshot, _made(partial / "snapshots" / str(older)))
-            for older, snapshot in self._sampler.pinned().items()
+            for older, snapshot in self._sampler.in_use().items()
+            if older != version  # that one is the trainer's state
         ]
         submitted.append(self._backend.save_state(_made(partial / "trainer")))
         state = RunState(version, elapsed, tuple(sorted(self._pending_evaluations)), self._fixed)
@@ -118,13 +119,10 @@ async def restore(
     unusable = 0
     for checkpoint in store.newest_first():
         try:
-            restored = await _load(store, checkpoint, backend, kind)
+            return await _load(store, checkpoint, backend, kind, fixed)
         except (UnusableCheckpoint, UnusableState) as error:
             unusable += 1
             note(f"checkpoint {checkpoint.step} cannot be used ({error}); trying the one before")
-            continue
-        _check_fixed(store.run, restored.state.fixed, fixed)
-        return restored
     if unusable:
         raise RunDirectoryError(
             f"{store.run.path}: none of its {unusable} checkpoints can be used; start a new run in another directory"
@@ -132,21 +130,29 @@ async def restore(
     return None
 
 
-async def _load(store: CheckpointStore, checkpoint: StoredCheckpoint, backend: Backend, kind: type[W]) -> Restored[W]:
+async def _load(
+    store: CheckpointStore, checkpoint: StoredCheckpoint, backend: Backend, kind: type[W], fixed: Mapping[str, Any]
+) -> Restored[W]:
     await offload(store.verify, checkpoint)
     try:
         state = await offload(_read_state, checkpoint.path)
         work = await offload(read_value, kind, checkpoint.path, "work")
     except Exception as error:
         raise UnusableCheckpoint(f"{checkpoint.path}: {type(error).__name__}: {error}") from error
+    _check_fixed(store.run, state.fixed, fixed)
     await backend.load_state(checkpoint.path / "trainer").result()
     if backend.version != state.version:
         raise UnusableCheckpoint(
             f"{checkpoint.path}: the backend restored {backend.version} optimizer steps where the run had taken {state.version}"
         )
-    snapshots = {}
-    for directory in sorted((checkpoint.path / "snapshots").glob("*")):
-        snapshots[int(directory.name)] = await backend.load_snapshot(directory).result()
+    snapshots: dict[int, Snapshot] = {}
+    try:
+        for directory in sorted((checkpoint.path / "snapshots").glob("*")):
+            snapshots[int(directory.name)] = await backend.load_snapshot(directory).result()
+    except BaseException:
+        for snapshot in snapshots.values():
+            backend.release(snapshot)
+        raise
     return Restored(state, work, snapshots)
 
 

@@ -63,12 +63,8 @@ class Evaluator:
     async def run(self, inbox: Inbox[DueEvaluations, None], reports: Sender[Report]) -> None:
         """Answers requests until the trainer has finished."""
         async for ask in inbox:
-            try:
-                for evaluation in ask.question.evaluations:
-                    await self._evaluate(ask.question.version, evaluation, reports)
-            except Exception as error:
-                ask.fail(error)
-                raise
+            for evaluation in ask.question.evaluations:
+                await self._evaluate(ask.question.version, evaluation, reports)
             ask.reply(None)
 
     async def _evaluate(self, version: int, evaluation: Evaluation, reports: Sender[Report]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ from actors.checkpoint import CheckpointCutter, RunSettings, restore
 from actors.logger import Logger
 from actors.reports import EvaluationReport, Observer
 from actors.sampler import Sampler, SamplerSettings, SamplerStatistics
-from engine.backends.ports import Backend
+from engine.backends.ports import Backend, Snapshot
 from engine.runtime.channels import ChannelStatistics
 from engine.runtime.gate import GateStatistics
 from engine.runtime.instrumentation import NullTracer, Tracer
@@ -77,6 +77,7 @@ class Run:
         restored = None
         if self.directory is not None and self.store is not None and self.settings.resume:
             restored = await restore(self.store, self.backend, kind, fixed, self.note)
+        await self._serve(restored.snapshots.values() if restored is not None else ())
         if restored is not None and self.directory is not None:
             state = restored.state
             self.first_step, self.elapsed = state.version, state.elapsed
@@ -90,12 +91,18 @@ class Run:
             await offload(self.directory.rewind, -1)
             self.note("nothing to resume: the run ended before its first checkpoint; starting from the beginning")
             self.directory.append(EVENTS, [{"event": "restarted"}])
-        self.sampler.publish(await self.backend.snapshot().result())
-        if restored is not None:
-            for snapshot in restored.snapshots.values():
-                self.sampler.publish(snapshot)
-            return restored.work
-        return None
+        return restored.work if restored is not None else None
+
+    async def _serve(self, older: Collection[Snapshot]) -> None:
+        """Publishes the backend's weights, and then the older ones that kept work still needs."""
+        try:
+            self.sampler.publish(await self.backend.snapshot().result())
+        except BaseException:
+            for snapshot in older:
+                self.backend.release(snapshot)
+            raise
+        for snapshot in older:
+            self.sampler.publish(snapshot)
 
     def cutter(self, fixed: Mapping[str, Any], work: Callable[[], W]) -> CheckpointCutter[W] | None:
         """Cuts this run's checkpoints; None without a run directory."""
@@ -129,6 +136,8 @@ def open_run(
     try:
         yield Run(settings, backend, serving, directory, observers, NullTracer())
     finally:
-        serving.close()
-        if directory is not None:
-            directory.close()
+        try:
+            serving.close()
+        finally:
+            if directory is not None:
+                directory.close()

@@ -97,11 +97,11 @@ class Sampler:
 
     def pin(self, version: int) -> None:
         """Keeps a version alive until as many `unpin`."""
-        self._served[version].users += 1
+        self._get(version).users += 1
 
     def unpin(self, version: int) -> None:
         """Gives up one use of a version."""
-        self._served[version].users -= 1
+        self._get(version).users -= 1
         self._release_unused(version)
 
     def in_use(self) -> dict[int, Snapshot]:
@@ -113,6 +113,12 @@ class Sampler:
         for served in self._served.values():
             self.backend.release(served.snapshot)
         self._served.clear()
+
+    def _get(self, version: int) -> _Served:
+        served = self._served.get(version)
+        if served is None:
+            raise BackendError(f"version {version} is not served: it was never published, or released already")
+        return served
 
     def _release_unused(self, version: int) -> None:
         served = self._served.get(version)
@@ -128,30 +134,21 @@ class Sampler:
         Raises SamplingFailed after the last attempt, and at once what trying again cannot mend.
         """
         samples = request.num_samples
-        served = self._served[version]
-        if self._slots is not None:
-            await self._slots.acquire(samples, request.priority)
-        served.users += 1
-        if not self._in_flight:
-            self._busy_since = anyio.current_time()
-        self._in_flight += samples
-        self._peak = max(self._peak, self._in_flight)
+        served = self._get(version)
+        served.users += 1  # while it waits for a slot, too
         try:
-            if self._deadline is None:
-                completions = await self.backend.sample(served.snapshot, request)
+            if self._slots is None:
+                completions = await self._ask(served.snapshot, request)
             else:
-                completions = await self._within_deadline(served.snapshot, request, self._deadline)
-        except TransientError as error:
-            completions = await self._again(served.snapshot, request, error)
+                await self._slots.acquire(samples, request.priority)
+                try:
+                    completions = await self._ask(served.snapshot, request)
+                finally:
+                    self._slots.release(samples)
         finally:
-            self._in_flight -= samples
-            if not self._in_flight:
-                self._busy += anyio.current_time() - self._busy_since
             served.users -= 1
             if not served.users:
                 self._release_unused(version)
-            if self._slots is not None:
-                self._slots.release(samples)
         if len(completions) != samples:
             raise BackendError(f"the backend gave {len(completions)} completions where {samples} were asked for")
         self._requests += 1
@@ -159,6 +156,23 @@ class Sampler:
         for completion in completions:
             self._tokens += len(completion.tokens)
         return completions
+
+    async def _ask(self, snapshot: Snapshot, request: SampleRequest) -> Sequence[Completion]:
+        samples = request.num_samples
+        if not self._in_flight:
+            self._busy_since = anyio.current_time()
+        self._in_flight += samples
+        self._peak = max(self._peak, self._in_flight)
+        try:
+            if self._deadline is None:
+                return await self.backend.sample(snapshot, request)
+            return await self._within_deadline(snapshot, request, self._deadline)
+        except TransientError as error:
+            return await self._again(snapshot, request, error)
+        finally:
+            self._in_flight -= samples
+            if not self._in_flight:
+                self._busy += anyio.current_time() - self._busy_since
 
     async def _again(self, snapshot: Snapshot, request: SampleRequest, error: TransientError) -> Sequence[Completion]:
         """Attempts after the first, each after a longer pause."""
@@ -185,7 +199,7 @@ class Sampler:
 
     async def compute_logprobs(self, sequence: ModelInput, version: int) -> Logprobs:
         """Log-probability of every token of a sequence given those before it, shape (T,), under a served version."""
-        return await self.backend.compute_logprobs(self._served[version].snapshot, sequence)
+        return await self.backend.compute_logprobs(self._get(version).snapshot, sequence)
 
     def statistics(self) -> SamplerStatistics:
         """The record so far."""

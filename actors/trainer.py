@@ -99,17 +99,18 @@ class _Watched(Generic[T]):
         self.submitted_at = anyio.current_time()
         self.finished_at = self.submitted_at
         self._pending = pending
+        self.delivered: T | None = None
         self._done = anyio.Event()
         watchers.start_soon(self._watch)
 
     async def _watch(self) -> None:
-        self._value = await self._pending.result()
+        self.delivered = await self._pending.result()
         self.finished_at = anyio.current_time()
         self._done.set()
 
     async def result(self) -> T:
         await self._done.wait()
-        return self._value
+        return self.delivered  # type: ignore[return-value]  # delivered before it was done
 
 
 @attrs.define
@@ -169,6 +170,8 @@ class Trainer:
         self._saved_version = first_step
         self._last_boundary = 0.0
         self._busy_until = 0.0
+        self._snapshots: dict[int, _Watched[Snapshot]] = {}
+        """Submitted and not yet published, by step."""
         self._sampled = sampler.statistics()
 
     async def run(self, reports: Sender[Report], evaluator: Asker[DueEvaluations, None]) -> None:
@@ -176,8 +179,13 @@ class Trainer:
         self._began = self._last_boundary = anyio.current_time()
         self._sampled = self._sampler.statistics()
         await self._evaluate_start(evaluator)
-        async with anyio.create_task_group() as watchers:
-            await self._train(watchers, reports, evaluator)
+        try:
+            async with anyio.create_task_group() as watchers:
+                await self._train(watchers, reports, evaluator)
+        finally:
+            for unpublished in self._snapshots.values():
+                if unpublished.delivered is not None:
+                    self._sampler.backend.release(unpublished.delivered)
         last = await self._due_at_end()
         if self._cut is not None and self._saved_version != self.version:
             await reports.send(self._cut(self.version, self._elapsed()))
@@ -230,6 +238,8 @@ class Trainer:
         optim = _Watched("optim_step", self._backend.optim_step(adam), watchers)
         wanted = self._publish_every_step or any(evaluation.due(step + 1) for evaluation in self._evaluations)
         snapshot = _Watched("snapshot", self._backend.snapshot(), watchers) if wanted else None
+        if snapshot is not None:
+            self._snapshots[step] = snapshot
         return _SubmittedStep(step, began, data, passes, optim, snapshot, adam, self._feed.waited - waited)
 
     async def _finish(
@@ -242,6 +252,7 @@ class Trainer:
         self.version = submitted.step + 1
         if snapshot is not None:
             self._sampler.publish(snapshot)
+            del self._snapshots[submitted.step]
         metrics = self._feed.trained(submitted.data, results)
         row = self._row(submitted, metrics, optim_metrics)
         report = StepReport(row, self._feed.drain_events(), self._feed.samples())

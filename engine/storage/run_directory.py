@@ -60,7 +60,7 @@ class RunDirectory:
     @property
     def holds_run(self) -> bool:
         """Whether a run has written here before."""
-        return any((self.path / name).exists() for name in (METRICS, CHECKPOINTS, EVENTS))
+        return any((self.path / name).exists() for name in (METRICS, CHECKPOINTS, EVENTS, EVALUATIONS, SAMPLES))
 
     def _take_lock(self) -> IO[str]:
         lock = (self.path / "run.lock").open("a+", encoding="utf-8")
