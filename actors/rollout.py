@@ -88,7 +88,9 @@ class Rollouts:
             return
         self._ledger.constant_in_a_row = 0
         self._journal.note("finished", ticket.number, now, version=self._sampler.newest)
-        await finished.send(FinishedGroup(job.assignment, group, self._sampler.newest))
+        # Without a pause since the version was unpinned: a checkpoint cut in between would play the group again, and want that version. The
+        # channel has room for all groups that can be under way.
+        finished.send_nowait(FinishedGroup(job.assignment, group, self._sampler.newest))
 
     def _policy(self, job: Job) -> ServedPolicy | FollowingPolicy:
         ticket = job.assignment.ticket
