@@ -137,6 +137,8 @@ class AnswerGrammar:
     whole_text_call: Callable[[str], Sequence[Part] | None] | None = None
     """Makes calls of a whole answer that began with one of `whole_text_starts`; None where it is text after all."""
     whole_text_starts: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    """Control tokens that say nothing of their own."""
     thinking_lead: Trim = NOTHING
     thinking_trail: Trim = NOTHING
     text_lead: Trim = NOTHING
@@ -276,7 +278,7 @@ class GrammarParser:
             self._take_think(opens=name == grammar.think[0])
         elif grammar.calls is not None and name == grammar.calls[0]:
             self._open_calls()
-        else:
+        elif name not in grammar.ignored:
             self._failures.append(Failure("structure", f"{name} where none belongs"))
             self._take_text(name)
 

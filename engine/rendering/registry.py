@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -11,27 +12,50 @@ from engine.rendering.vocabulary import Vocabulary, as_vocabulary
 
 Maker = Callable[[Vocabulary], Renderer]
 
+QWEN2_5_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
-def _role_colon(vocabulary: Vocabulary) -> Renderer:
-    from engine.rendering.families.role_colon import RoleColon  # noqa: PLC0415
+# Name: the module in `families`, the class in it, and the options that make the variant.
+_FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "role_colon": ("role_colon", "RoleColon", {}),
+    "chatml": ("chatml", "ChatML", {}),
+    "smollm2": ("chatml", "ChatML", {"default_system": SMOLLM2_SYSTEM}),
+    "qwen2_5": ("chatml", "ChatML", {"default_system": QWEN2_5_SYSTEM}),
+    "llama3": ("llama3", "Llama3", {}),
+    "llama3_1": ("llama3", "Llama3", {"date": "26 Jul 2024"}),
+    "qwen3": ("qwen3", "Qwen3", {}),
+    "qwen3_disable_thinking": ("qwen3", "Qwen3", {"thinking": "disabled"}),
+    "qwen3_instruct": ("qwen3", "Qwen3", {"thinking": "none"}),
+    "qwen3_vl": ("qwen3", "Qwen3", {"thinking": "prefilled", "vision": True}),
+    "qwen3_vl_instruct": ("qwen3", "Qwen3", {"thinking": "none", "vision": True}),
+    "qwen3_5": ("qwen3_5", "Qwen35", {}),
+    "qwen3_5_disable_thinking": ("qwen3_5", "Qwen35", {"thinking": "disabled"}),
+    "qwen3_6": ("qwen3_5", "Qwen35", {"python_words": False}),
+    "qwen3_6_disable_thinking": ("qwen3_5", "Qwen35", {"python_words": False, "thinking": "disabled"}),
+    "qwen3_6_preserve_thinking": ("qwen3_5", "Qwen35", {"python_words": False, "keep_thinking": True}),
+    "qwen3_8": ("qwen3_5", "Qwen35", {"python_words": False, "keep_thinking": True, "effort": "xhigh"}),
+    "qwen3_8_medium": ("qwen3_5", "Qwen35", {"python_words": False, "keep_thinking": True, "effort": "medium"}),
+    "qwen3_8_low": ("qwen3_5", "Qwen35", {"python_words": False, "keep_thinking": True, "effort": "low"}),
+    "qwen3_8_disable_thinking": (
+        "qwen3_5",
+        "Qwen35",
+        {"python_words": False, "keep_thinking": True, "effort": "xhigh", "thinking": "disabled"},
+    ),
+}
 
-    return RoleColon(vocabulary, name="role_colon")
 
+def _maker(name: str) -> Maker:
+    module, family, options = _FAMILIES[name]
 
-def _chatml(name: str) -> Maker:
     def make(vocabulary: Vocabulary) -> Renderer:
-        from engine.rendering.families import chatml  # noqa: PLC0415
-
-        default = {"chatml": None, "smollm2": chatml.SMOLLM2_SYSTEM, "qwen2_5": chatml.QWEN2_5_SYSTEM}[name]
-        return chatml.ChatML(vocabulary, name=name, default_system=default)
+        found = getattr(importlib.import_module(f"engine.rendering.families.{module}"), family)
+        renderer: Renderer = found(vocabulary, name=name, **options)
+        return renderer
 
     return make
 
 
-_MAKERS: dict[str, Maker] = {
-    "role_colon": _role_colon,
-    **{name: _chatml(name) for name in ("chatml", "smollm2", "qwen2_5")},
-}
+_MAKERS: dict[str, Maker] = {name: _maker(name) for name in _FAMILIES}
 
 
 def register_renderer(name: str, make: Maker) -> None:

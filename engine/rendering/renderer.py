@@ -285,6 +285,16 @@ class Family(ABC):
 
     # What families use.
 
+    def begin_output(self, out: Script, conversation: Conversation, index: int) -> None:
+        """From here on, message `index` says what a model would sample.
+
+        No token reaches over this place where a model's own tokens stand, or will be trained, behind it. In a history that the
+        family rewrites anyway, the text is tokenised as the official template has it.
+        """
+        if self.has_extension_property or (conversation.is_last(index) and not conversation.generating):
+            out.cut()
+        out.mark(index, Kind.OUTPUT)
+
     def write_content(self, out: Script, index: int, parts: Iterable[Part]) -> None:
         """Text as it is; images by the family's own placeholder."""
         for part in parts:

@@ -115,17 +115,22 @@ def call_with_arguments(name: str, arguments: Any, text: str, id: str | None = N
     return ToolCallPart(name, arguments, id)
 
 
+_PYTHON_WORDS: Mapping[str, Any] = {"True": True, "False": False, "None": None}
+
+
 def typed_argument(text: str, declared: str | None) -> Any:
-    """An argument written without quotes: JSON unless the schema says string, or it is no JSON at all."""
+    """An argument written without quotes: as the schema says; where it says nothing, JSON if it is any, else a string."""
     if declared == "string":
         return text
+    if declared is not None and text in _PYTHON_WORDS:  # some templates write Python's words
+        return _PYTHON_WORDS[text]
     try:
         return load_json(text)
     except ValueError:
         return text
 
 
-_FUNCTION = re.compile(r"<function=([^>\n]*)>(.*?)\s*(?:</function>|\Z)", re.DOTALL)
+_FUNCTION = re.compile(r"<function=([^>\n]*)>")
 _PARAMETER = re.compile(r"<parameter=([^>\n]*)>\n?(.*?)\n?</parameter>", re.DOTALL)
 
 
@@ -134,15 +139,19 @@ def call_from_xml(text: str, tools: Sequence[ToolSpec]) -> Call:
     found = _FUNCTION.search(text)
     if found is None or not found[1].strip():
         return UnparsedToolCallPart(text, "no <function=name> in the tool call")
-    name, body = found[1].strip(), found[2]
+    name, body = found[1].strip(), text[found.end() :]
+    body = body[: body.rfind("</function>")] if "</function>" in body else body
     rest = _PARAMETER.sub("", body).strip()
     if rest:
         return UnparsedToolCallPart(text, f"text outside of parameters: {rest[:80]!r}")
-    types = next((tool.argument_types() for tool in tools if tool.name == name), {})
-    arguments: dict[str, Any] = {}
-    for key, value in _PARAMETER.findall(body):
-        arguments[key.strip()] = _without_surrogates(typed_argument(value, types.get(key.strip())))
+    types = argument_types(name, tools)
+    arguments = {key.strip(): typed_argument(value, types.get(key.strip())) for key, value in _PARAMETER.findall(body)}
     return ToolCallPart(name, arguments)
+
+
+def argument_types(name: str, tools: Sequence[ToolSpec]) -> dict[str, str]:
+    """JSON types of the arguments of the tool called `name`, where it is declared."""
+    return next((tool.argument_types() for tool in tools if tool.name == name), {})
 
 
 def plain_argument(value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import attrs
 
-from engine.rendering.messages import Message, Part, Role, ToolCallPart
+from engine.rendering.messages import Message, Part, RenderError, Role, ToolCallPart
 from engine.rendering.parsing import NEWLINES, ONE_NEWLINE, AnswerGrammar, CallItems
 from engine.rendering.renderer import Conversation, Family, visible
 from engine.rendering.script import Kind, Script
@@ -15,10 +15,6 @@ from engine.rendering.tools import Call, ToolSpec, call_from_json, dump_json
 
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 CALL = ("<tool_call>", "</tool_call>")
-
-SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
-QWEN2_5_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
-
 
 @attrs.define(eq=False, kw_only=True)
 class ChatML(Family):
@@ -88,7 +84,6 @@ class ChatML(Family):
             return
         self._header(out, index, message.role)
         if message.role == "assistant":
-            out.cut()
             self.write_answer(out, conversation, index)
         else:
             out.mark(index, Kind.OUTPUT)
@@ -98,7 +93,9 @@ class ChatML(Family):
     def write_answer(self, out: Script, conversation: Conversation, index: int) -> None:
         """What an assistant says, without header and stop."""
         message = conversation.messages[index]
-        out.mark(index, Kind.OUTPUT)
+        if message.thinking is not None:
+            raise RenderError(f"message {index} (assistant): renderer {self.name!r} has no place for thinking")
+        self.begin_output(out, conversation, index)
         said = visible(message.content)
         self.write_content(out, index, said)
         self.write_calls(out, message.tool_calls, first_newline=bool(said))
@@ -109,12 +106,8 @@ class ChatML(Family):
             if n or first_newline:
                 out.text("\n")
             out.control(CALL[0])
-            out.text(f'\n{{"name": {self.json_name(call.name)}, "arguments": {dump_json(call.arguments)}}}\n')
+            out.text(f'\n{{"name": "{call.name}", "arguments": {dump_json(call.arguments)}}}\n')
             out.control(CALL[1])
-
-    def json_name(self, name: str) -> str:
-        """A tool's name as JSON."""
-        return dump_json(name)
 
     def _write_result(self, out: Script, conversation: Conversation, index: int) -> None:
         """Results that follow one another share one user message."""
@@ -123,9 +116,12 @@ class ChatML(Family):
             out.control(IM_START)
             out.text("user")
         out.mark(index, Kind.OUTPUT)
-        out.text("\n<tool_response>\n")
+        out.text("\n")
+        out.control("<tool_response>")
+        out.text("\n")
         self.write_content(out, index, conversation.messages[index].content)
-        out.text("\n</tool_response>")
+        out.text("\n")
+        out.control("</tool_response>")
         if conversation.role_after(index) != "tool":
             self._end(out, newline=True)
 
