@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import attrs
@@ -38,3 +40,7 @@ class LearningRateSchedule:
             return 1.0
         fall = 1 - progress if self.shape == "linear" else (1 + math.cos(math.pi * progress)) / 2
         return self.floor + (1 - self.floor) * fall
+
+    def over(self, total_steps: int) -> Callable[[int], float]:
+        """The multiplier of a run of `total_steps` as a function of the step alone, as training programs take it."""
+        return functools.partial(self.multiplier, total_steps=total_steps)

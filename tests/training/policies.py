@@ -10,8 +10,13 @@ import numpy as np
 from engine.backends.values import Datum, ModelInput
 
 
-def policy_data(seed: int, lengths: Sequence[int] = (5, 1, 8, 3), drift: float = 0.5) -> tuple[list[Datum], list[Any]]:
-    """Datums as assembly makes them (a prompt position or more, then actions), all optional fields too, and new logprobs that have drifted."""
+def policy_data(
+    seed: int, lengths: Sequence[int] = (5, 1, 8, 3), drift: float = 0.5, *, per_token: bool = False
+) -> tuple[list[Datum], list[Any]]:
+    """Datums as assembly makes them (a prompt position or more, then actions), all optional fields too, and new logprobs that have drifted.
+
+    `per_token`: each token has an advantage of its own, rather than each sequence.
+    """
     random = np.random.default_rng(seed)
     data, logprobs = [], []
     for length in lengths:
@@ -21,7 +26,7 @@ def policy_data(seed: int, lengths: Sequence[int] = (5, 1, 8, 3), drift: float =
             mask[prompt + 2] = 0  # a second observation
         sampler = -random.exponential(1.5, prompt + length)
         new = np.minimum(sampler + drift * random.normal(size=prompt + length), -1e-3)
-        advantage = float(random.normal())
+        advantage = random.normal(size=prompt + length) if per_token else float(random.normal())
         fields = {
             "logprobs": sampler * mask,
             "advantages": advantage * mask,

@@ -55,12 +55,14 @@ def test_closed_form() -> None:
     np.testing.assert_allclose(found, [1 + 0.25 * 0.5, 0.5, 2])
 
 
+@settings(deadline=None)
 @given(rewards)
 def test_rloo_leaves_one_out(values: Any) -> None:
     expected = [value - np.mean(np.delete(values, index)) for index, value in enumerate(values)]
     np.testing.assert_allclose(adv.rloo(values), expected, atol=1e-9)
 
 
+@settings(deadline=None)
 @given(rewards, st.floats(-100, 100), st.floats(0.1, 10), st.integers(0, 2**31))
 def test_shifts_and_scales(values: Any, shift: float, scale: float, seed: int) -> None:
     lengths = np.random.default_rng(seed).integers(1, 50, len(values))
@@ -73,6 +75,7 @@ def test_shifts_and_scales(values: Any, shift: float, scale: float, seed: int) -
         np.testing.assert_allclose(adv.maxrl(scale * values, eps=0), adv.maxrl(values, eps=0), atol=1e-9)
 
 
+@settings(deadline=None)
 @given(rewards)
 def test_means_are_zero_and_relations_hold(values: Any) -> None:
     for formula in (adv.centred, adv.rloo, adv.grpo, adv.whiten):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.backends.values import Datum, Loss, ModelInput
@@ -81,6 +81,7 @@ def test_off_policy_the_loss_is_weighted_and_its_gradient_stays_right(policies: 
         np.testing.assert_allclose(weighted, 0.5 * on_policy, atol=1e-12)
 
 
+@settings(deadline=None)
 @given(st.floats(-5, 5))
 def test_values_are_the_formulas_and_gradients_their_derivatives(log_ratio: float) -> None:
     point, step = np.array([log_ratio]), 1e-6

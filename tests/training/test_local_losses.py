@@ -48,7 +48,7 @@ def test_value_and_gradient_are_the_written_out_ones(name: str, seed: int, defau
 
     if not defaults and name not in OTHER_PARAMS:
         seed += 100
-    data, logprobs = policy_data(seed)
+    data, logprobs = policy_data(seed, per_token=seed % 2 == 1)
     spec, params = DIFFERENTIABLE[name], {} if defaults else OTHER_PARAMS.get(name, {})
     logprobs_N = torch.tensor(np.concatenate(logprobs), requires_grad=True)
     inputs = {

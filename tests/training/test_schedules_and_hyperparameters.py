@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.training.hyperparameters import (
@@ -33,6 +33,7 @@ def rates(schedule: LearningRateSchedule, total: int) -> list[float]:
 
 def test_shapes() -> None:
     assert rates(LearningRateSchedule(), 3) == [1, 1, 1]
+    assert LearningRateSchedule("linear").over(4)(1) == 0.75
     assert rates(LearningRateSchedule("linear"), 4) == pytest.approx([1, 0.75, 0.5, 0.25])
     assert rates(LearningRateSchedule("cosine"), 4) == pytest.approx(
         [1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2]
@@ -47,6 +48,7 @@ def test_shapes() -> None:
     )  # still warming up
 
 
+@settings(deadline=None)
 @given(st.sampled_from(["constant", "linear", "cosine"]), st.integers(0, 20), st.floats(0, 1), st.integers(1, 60))
 def test_rises_then_falls_and_stays_in_range(shape: str, warmup: int, floor: float, total: int) -> None:
     found = rates(LearningRateSchedule(shape, warmup, floor), total)  # type: ignore[arg-type]

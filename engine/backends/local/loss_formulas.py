@@ -122,7 +122,7 @@ def aipo(batch: LossBatch) -> LossResult:
 def sapo(batch: LossBatch) -> LossResult:
     """-(4/τ)·σ(τ(w - 1))·A, τ by the sign of A (2511.20347)."""
     advantages_N, params = batch.inputs["advantages"], batch.params
-    tau_N = torch.where(advantages_N > 0, params["tau_positive"], params["tau_negative"])
+    tau_N = torch.full_like(advantages_N, params["tau_negative"]).masked_fill_(advantages_N > 0, params["tau_positive"])
     return -4 / tau_N * torch.sigmoid(tau_N * (batch.log_ratio.exp() - 1)) * advantages_N, {}
 
 
