@@ -17,6 +17,7 @@ from engine.runtime.instrumentation import Tracer
 from engine.runtime.offload import offload
 from engine.storage.checkpoints import CheckpointStore
 from engine.storage.run_directory import EVALUATIONS, EVENTS, METRICS, SAMPLES, RunDirectory
+from engine.telemetry.trace import TraceWriter
 
 
 class Logger:
@@ -55,6 +56,8 @@ class Logger:
             self.rows.append(report.row)
         else:
             await offload(self._write_step, self._run, report)
+            if isinstance(self._tracer, TraceWriter):
+                await offload(self._tracer.flush)
         for observer in self._observers:
             observer.step(report.row)
 

@@ -34,6 +34,7 @@ from engine.backends.ports import Backend
 from engine.backends.values import AdamParams, Datum, Loss
 from engine.runtime.channels import Channel, Receiver
 from engine.runtime.gate import StalenessGate
+from engine.runtime.instrumentation import Tracer
 from engine.runtime.program import Program
 from engine.runtime.requests import Inbox
 from engine.training.advantages import AdvantageFn, resolve_advantage
@@ -86,6 +87,7 @@ async def train_rl(
     observers: Sequence[Observer] = (),
     stop: StopRequest | None = None,
     predictor: LengthPredictor | None = None,
+    tracer: Tracer | None = None,
 ) -> RunResult:
     """Reinforcement learning on `backend`, from problems in `groups`.
 
@@ -96,6 +98,7 @@ async def train_rl(
         run: where to keep metrics and checkpoints, and whether to resume. None: nothing is written.
         stop: call it to end after the step under way, with a checkpoint.
         predictor: orders waiting work by predicted length.
+        tracer: receives the run's timeline. None: trace.json in the run directory, where there is one.
 
     Raises:
         ActorsFailed: what failed, by actor. RunDirectoryError: the directory cannot be used as asked. ValueError: settings that do not fit.
@@ -108,7 +111,7 @@ async def train_rl(
     _check_loss(backend, loss)
     stream = ProblemStream(groups, epochs=epochs, shuffle=settings.shuffle, seed=settings.seed)
     fixed = {**attrs.asdict(schedule), "seed": settings.seed, "shuffle": settings.shuffle, "problems": len(groups)}
-    with open_run(run, backend, settings.sampler, observers) as opened:
+    with open_run(run, backend, settings.sampler, observers, tracer) as opened:
         work = await opened.restore(RLWork, fixed, note=_resumed_groups)
         actors = _RLActors(opened, stream, schedule, settings, steps, predictor or RunningMean(), work)
         learning = LearningSettings(loss, settings.optimizer, settings.learning_rate)
@@ -133,6 +136,7 @@ async def train_supervised(
     run: RunSettings | None = None,
     observers: Sequence[Observer] = (),
     stop: StopRequest | None = None,
+    tracer: Tracer | None = None,
     prefetch: int = 4,
     ahead: int = 1,
 ) -> RunResult:
@@ -151,7 +155,7 @@ async def train_supervised(
     loss = loss or Loss("cross_entropy")
     _check_loss(backend, loss)
     fixed = {"batches": len(batches)}
-    with open_run(run, backend, None, observers) as opened:
+    with open_run(run, backend, None, observers, tracer) as opened:
         await opened.restore(BatchCursor, fixed)
         actors = _SupervisedActors(opened, batches, steps, prefetch)
         learning = LearningSettings(loss, optimizer or AdamParams(), learning_rate)

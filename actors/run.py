@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any, TypeVar
 
 import attrs
@@ -18,7 +18,8 @@ from engine.runtime.gate import GateStatistics
 from engine.runtime.instrumentation import NullTracer, Tracer
 from engine.runtime.offload import offload
 from engine.storage.checkpoints import CheckpointStore
-from engine.storage.run_directory import EVALUATIONS, EVENTS, METRICS, RunDirectory
+from engine.storage.run_directory import EVALUATIONS, EVENTS, METRICS, TRACE, RunDirectory
+from engine.telemetry.trace import TraceWriter
 
 W = TypeVar("W")
 
@@ -127,17 +128,19 @@ class Run:
 
 @contextmanager
 def open_run(
-    settings: RunSettings | None, backend: Backend, sampler: SamplerSettings | None, observers: Sequence[Observer]
+    settings: RunSettings | None,
+    backend: Backend,
+    sampler: SamplerSettings | None,
+    observers: Sequence[Observer],
+    tracer: Tracer | None,
 ) -> Iterator[Run]:
     """Opens the run directory (where there is one) and serves the backend; closes both, whatever happens."""
     settings = settings or RunSettings()
-    directory = RunDirectory(settings.directory, resume=settings.resume) if settings.directory is not None else None
-    serving = Sampler(backend, sampler)
-    try:
-        yield Run(settings, backend, serving, directory, observers, NullTracer())
-    finally:
-        try:
-            serving.close()
-        finally:
-            if directory is not None:
-                directory.close()
+    with ExitStack() as opened:
+        directory = None
+        if settings.directory is not None:
+            directory = opened.enter_context(RunDirectory(settings.directory, resume=settings.resume))
+            if tracer is None:
+                tracer = opened.enter_context(closing(TraceWriter(directory.path / TRACE)))
+        serving = opened.enter_context(closing(Sampler(backend, sampler)))
+        yield Run(settings, backend, serving, directory, observers, tracer or NullTracer())
