@@ -182,9 +182,8 @@ class Program:
                 if self._failures:
                     self._start_grace(scopes.values())
                 if self._drains:
-                    await (
-                        drained.wait()
-                    )  # here, so that a failure or cancellation at this late hour starts the grace as well
+                    # Waited for here, so that a failure or cancellation at this late hour starts the grace as well.
+                    await drained.wait()
             except BaseException:
                 self._start_grace(scopes.values())
                 raise
@@ -282,7 +281,7 @@ async def _run_actor(actor: _Actor) -> None:
         if failure is not None:
             failure = failure.split(ConsumerFinished)[1]
         if failure is None and cancelled is not None:
-            raise
+            raise cancelled from None  # without the ConsumerFinished beside it, which would outlive the cancellation
     if failure is None:
         raise ConsumerFinished("inside the actor's task group")
     raise _innermost(failure)  # outside the handler, so that its context stays its own

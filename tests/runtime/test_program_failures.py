@@ -308,6 +308,32 @@ def test_a_late_failure_among_drains_starts_the_grace() -> None:
         report.unwrap()
 
 
+def test_a_second_failure_does_not_start_the_grace_anew() -> None:
+    async def scenario() -> None:
+        program = Program("twice", grace=30)
+        left: Channel[int] = Channel("left", 1)
+        right: Channel[int] = Channel("right", 1)
+
+        async def fails(*_: Sender[int]) -> None:
+            await anyio.sleep(100)
+            raise Boom
+
+        async def fails_within_the_grace(receiver: Receiver[int]) -> None:
+            await anyio.sleep(120)
+            raise Boom
+
+        program.actor("worker", fails, left.sender(), right.sender())
+        program.drain("log", fails_within_the_grace, left.receiver())
+        program.drain("hangs", hang, right.receiver())
+        began = anyio.current_time()
+        with pytest.raises(ActorsFailed, match="actor 'worker', actor 'log', actor 'hangs'"):
+            await program.run()
+        assert anyio.current_time() - began == 130
+
+    for report in schedules(scenario, count=SCHEDULES, horizon=1e6):
+        report.unwrap()
+
+
 @pytest.mark.parametrize("late", [False, True])
 def test_a_cancellation_from_outside_starts_the_grace(late: bool) -> None:
     async def scenario() -> None:
