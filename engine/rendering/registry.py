@@ -15,6 +15,9 @@ Maker = Callable[[Vocabulary], Renderer]
 QWEN2_5_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
+_KIMI_K25: dict[str, Any] = {"thinking": "prefilled", "default_system": None, "typescript_tools": True, "vision": True}
+_GLM5: dict[str, Any] = {"effort": "Max", "open_in_history": True, "whole_declarations": False}
+
 # Name: the module in `families`, the class in it, and the options that make the variant.
 _FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "role_colon": ("role_colon", "RoleColon", {}),
@@ -41,6 +44,40 @@ _FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Qwen35",
         {"python_words": False, "keep_thinking": True, "effort": "xhigh", "thinking": "disabled"},
     ),
+    "deepseekv3": ("deepseekv3", "DeepSeekV3", {}),
+    "deepseekv3_thinking": ("deepseekv3", "DeepSeekV3", {"thinking": "prefilled"}),
+    "kimi_k2": ("kimi_k2", "Kimi", {}),
+    "kimi_k2_preserve_thinking": ("kimi_k2", "Kimi", {"keep_thinking": True}),
+    "kimi_k2_instruct": ("kimi_k2", "Kimi", {"thinking": "none"}),
+    "kimi_k25": ("kimi_k2", "Kimi", _KIMI_K25),
+    "kimi_k25_disable_thinking": ("kimi_k2", "Kimi", _KIMI_K25 | {"thinking": "disabled"}),
+    "kimi_k25_preserve_thinking": ("kimi_k2", "Kimi", _KIMI_K25 | {"keep_thinking": True}),
+    "kimi_k26": ("kimi_k2", "Kimi", _KIMI_K25),
+    "kimi_k26_disable_thinking": ("kimi_k2", "Kimi", _KIMI_K25 | {"thinking": "disabled"}),
+    "kimi_k26_preserve_thinking": ("kimi_k2", "Kimi", _KIMI_K25 | {"keep_thinking": True}),
+    "nemotron3": ("nemotron3", "Nemotron3", {}),
+    "nemotron3_low": ("nemotron3", "Nemotron3", {"effort": "low"}),
+    "nemotron3_disable_thinking": ("nemotron3", "Nemotron3", {"thinking": "disabled"}),
+    "nemotron3_preserve_thinking": ("nemotron3", "Nemotron3", {"keep_thinking": True}),
+    "nemotron3_ultra": ("nemotron3", "Nemotron3", {"ultra": True}),
+    "nemotron3_ultra_medium": ("nemotron3", "Nemotron3", {"ultra": True, "effort": "efficient"}),
+    "nemotron3_ultra_disable_thinking": ("nemotron3", "Nemotron3", {"ultra": True, "thinking": "disabled"}),
+    "nemotron3_ultra_preserve_thinking": ("nemotron3", "Nemotron3", {"ultra": True, "keep_thinking": True}),
+    "gpt_oss": ("gpt_oss", "GptOss", {}),
+    "gpt_oss_no_sysprompt": ("gpt_oss", "GptOss", {"effort": None}),
+    "gpt_oss_low": ("gpt_oss", "GptOss", {"effort": "low"}),
+    "gpt_oss_medium": ("gpt_oss", "GptOss", {"effort": "medium"}),
+    "gpt_oss_high": ("gpt_oss", "GptOss", {"effort": "high"}),
+    "glm": ("glm", "Glm", _GLM5),
+    "glm4_5": ("glm", "Glm", {"thinking": "hybrid", "newlines": True, "open_in_history": True}),
+    "glm4_5_disable_thinking": ("glm", "Glm", {"thinking": "disabled", "newlines": True, "open_in_history": True}),
+    "glm4_7": ("glm", "Glm", {}),
+    "glm4_7_disable_thinking": ("glm", "Glm", {"thinking": "disabled"}),
+    "glm4_7_preserve_thinking": ("glm", "Glm", {"keep_thinking": True}),
+    "glm5": ("glm", "Glm", _GLM5),
+    "glm5_high": ("glm", "Glm", _GLM5 | {"effort": "High"}),
+    "glm5_low": ("glm", "Glm", _GLM5 | {"effort": "Low"}),
+    "glm5_preserve_thinking": ("glm", "Glm", _GLM5 | {"keep_thinking": True}),
 }
 
 

@@ -73,12 +73,18 @@ class Renderer(Protocol):
         """What ends an answer: token ids, or text for formats without control tokens. As `SamplingParams.stop` takes it."""
         ...
 
-    def stream_parser(self, *, tools: Sequence[ToolSpec] = (), prefill: str = "") -> StreamParser:
-        """A parser to be fed while an answer is sampled."""
+    def stream_parser(self, *, tools: Sequence[ToolSpec] = (), prefill: str = "", after_tool: bool = False) -> StreamParser:
+        """A parser to be fed while an answer is sampled. Arguments as those of `parse`."""
         ...
 
-    def parse(self, tokens: Iterable[Any], *, tools: Sequence[ToolSpec] = (), prefill: str = "") -> ParsedMessage:
-        """What was sampled after a generation prompt, as a message. Never raises."""
+    def parse(
+        self, tokens: Iterable[Any], *, tools: Sequence[ToolSpec] = (), prefill: str = "", after_tool: bool = False
+    ) -> ParsedMessage:
+        """What was sampled after a generation prompt, as a message. Never raises.
+
+        `tools` give the types of arguments where a family writes them without quotes. `after_tool`: the prompt ended with a tool's result, behind
+        which some families begin their answers in another way.
+        """
         ...
 
 
@@ -162,6 +168,11 @@ class Family(ABC):
     # What a family states.
 
     @property
+    def keeps_history(self) -> bool:
+        """Whether what was sampled in earlier turns stays as it was; where not, the family drops parts of it, usually thinking."""
+        return self.has_extension_property
+
+    @property
     @abstractmethod
     def has_extension_property(self) -> bool:
         """Whether each turn's prompt extends the last one's tokens."""
@@ -179,7 +190,7 @@ class Family(ABC):
         """Writes the header of an answer and what the family puts before it, marked HEADER and PREFILL."""
 
     @abstractmethod
-    def grammar(self, tools: Sequence[ToolSpec]) -> AnswerGrammar:
+    def grammar(self, tools: Sequence[ToolSpec], *, after_tool: bool = False) -> AnswerGrammar:
         """How an answer after `write_generation` is read."""
 
     def close_answer(self, out: Script) -> None:  # noqa: B027 - most families write something, not all
@@ -270,16 +281,18 @@ class Family(ABC):
         special = self.vocabulary.special_tokens
         return tuple(special[name] for name in self.stops if name in special)
 
-    def stream_parser(self, *, tools: Sequence[ToolSpec] = (), prefill: str = "") -> StreamParser:
+    def stream_parser(self, *, tools: Sequence[ToolSpec] = (), prefill: str = "", after_tool: bool = False) -> StreamParser:
         """See `Renderer`."""
-        parser = GrammarParser(self.vocabulary, self.grammar(tools))
+        parser = GrammarParser(self.vocabulary, self.grammar(tools, after_tool=after_tool))
         if prefill:
             parser.feed(self.vocabulary.encode(prefill))
         return parser
 
-    def parse(self, tokens: Iterable[Any], *, tools: Sequence[ToolSpec] = (), prefill: str = "") -> ParsedMessage:
+    def parse(
+        self, tokens: Iterable[Any], *, tools: Sequence[ToolSpec] = (), prefill: str = "", after_tool: bool = False
+    ) -> ParsedMessage:
         """See `Renderer`."""
-        parser = self.stream_parser(tools=tools, prefill=prefill)
+        parser = self.stream_parser(tools=tools, prefill=prefill, after_tool=after_tool)
         parser.feed(tokens)
         return parser.finish()
 

@@ -131,7 +131,7 @@ def template_source(name: str) -> str:
 
 @functools.cache
 def compiled(name: str) -> Any:
-    return compile_template(template_source(name))
+    return compile_template(template_source(name), mutable="Kimi" in name)
 
 
 def official_text(

@@ -133,7 +133,7 @@ class ChatML(Family):
         """The newline behind `<|im_end|>`."""
         out.text("\n")
 
-    def grammar(self, tools: Sequence[ToolSpec]) -> AnswerGrammar:
+    def grammar(self, tools: Sequence[ToolSpec], *, after_tool: bool = False) -> AnswerGrammar:
         """Text, then calls."""
         return AnswerGrammar(
             stops=self.stops,

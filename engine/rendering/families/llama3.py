@@ -100,7 +100,7 @@ class Llama3(Family):
         """The header of the next message."""
         self._header(out, len(conversation.messages), role)
 
-    def grammar(self, tools: Sequence[ToolSpec]) -> AnswerGrammar:
+    def grammar(self, tools: Sequence[ToolSpec], *, after_tool: bool = False) -> AnswerGrammar:
         """An answer that is a JSON object with a name and parameters is a call; so is what follows `<|python_tag|>`."""
         return AnswerGrammar(
             stops=self.stops,

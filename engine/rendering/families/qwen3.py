@@ -95,7 +95,7 @@ class Qwen3(ChatML):
             out.control(THINK[0])
             out.text("\n")
 
-    def grammar(self, tools: Sequence[ToolSpec]) -> AnswerGrammar:
+    def grammar(self, tools: Sequence[ToolSpec], *, after_tool: bool = False) -> AnswerGrammar:
         """Thinking, text, calls."""
         thinks = self.thinking in ("hybrid", "prefilled")
         return AnswerGrammar(

@@ -116,7 +116,7 @@ class Qwen35(Qwen3):
         out.text(xml_call(call, python_words=self.python_words))
         out.control(CALL[1])
 
-    def grammar(self, tools: Sequence[ToolSpec]) -> AnswerGrammar:
+    def grammar(self, tools: Sequence[ToolSpec], *, after_tool: bool = False) -> AnswerGrammar:
         """Thinking, text, calls."""
         return AnswerGrammar(
             stops=self.stops,

@@ -78,7 +78,7 @@ class RoleColon(Family):
         out.mark(len(conversation.messages), Kind.HEADER)
         out.text(f"{role.title()}:")
 
-    def grammar(self, tools: Sequence[ToolSpec]) -> AnswerGrammar:
+    def grammar(self, tools: Sequence[ToolSpec], *, after_tool: bool = False) -> AnswerGrammar:
         """One space is frame; everything up to the stop string is said."""
         return AnswerGrammar(stops=(), stop_text=STOP, text_lead=Trim(1, " "))
 

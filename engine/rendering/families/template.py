@@ -7,21 +7,21 @@ so text never becomes a control token, whatever a template does with it.
 from __future__ import annotations
 
 import datetime as dt
+import json
 from typing import Any
 
 from engine.rendering.messages import RenderError
-from engine.rendering.tools import dump_json
 
 
-def compile_template(source: str) -> Any:
+def compile_template(source: str, *, mutable: bool = False) -> Any:
     """A chat template as Hugging Face runs it: `tojson` without escapes, `raise_exception`, `strftime_now`, loop controls.
 
-    Raises RenderError where jinja2 is not installed or the template is not valid.
+    `mutable` lets a template change lists, which Hugging Face does not and a few templates want. Raises RenderError where jinja2 is not installed or the template is not valid.
     """
     try:
         import jinja2  # noqa: PLC0415
         from jinja2.ext import loopcontrols  # noqa: PLC0415
-        from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415
+        from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEnvironment  # noqa: PLC0415
     except ImportError as error:
         raise RenderError("chat templates need jinja2: pip install 'callsheet[templates]'") from error
 
@@ -29,9 +29,10 @@ def compile_template(source: str) -> Any:
         raise RenderError(f"the chat template refuses this conversation: {message}")
 
     def to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:  # noqa: FBT001, FBT002 - the filter's own signature
-        return dump_json(value, **options) if not ensure_ascii else dump_json(value, **options).encode("ascii", "backslashreplace").decode()
+        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _generation_tag()])
+    kind = SandboxedEnvironment if mutable else ImmutableSandboxedEnvironment
+    environment = kind(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _generation_tag()])
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: dt.datetime.now(tz=dt.UTC).strftime(form)
