@@ -84,6 +84,8 @@ def number(value: object) -> str:
         return str(value)
     if value == int(value) and abs(value) < 1e6:
         return str(int(value))
+    if 100 <= abs(value) < 1e6:
+        return f"{value:.0f}"
     return f"{value:.3f}" if 0.1 <= abs(value) < 100 else f"{value:.3g}"
 
 

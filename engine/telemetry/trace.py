@@ -31,7 +31,6 @@ class TraceWriter:
         self._writing = threading.Lock()
         self._lanes: dict[str, list[float]] = {}
         self._threads: dict[tuple[str, int], int] = {}
-        self._session = 0
         self._origin: float | None = None
         """What is subtracted from times: set at the first flush."""
 
@@ -76,7 +75,6 @@ class TraceWriter:
         lines = []
         if self._origin is None:
             end = _reopen(self.path)
-            self._session += 1
             self._lanes.clear()
             self._threads.clear()
             self._origin = events[0][3] - end
@@ -157,9 +155,15 @@ def _metadata(name: str, thread: int, args: Mapping[str, object]) -> str:
 
 def _dump(event: Mapping[str, object]) -> str:
     try:
-        return json.dumps(event, allow_nan=False, default=str)
-    except ValueError:  # NaN or infinity, which JSON lacks
+        return json.dumps(event, allow_nan=False, default=_plain)
+    except (ValueError, TypeError):  # NaN or infinity, which JSON lacks, or a key that is no string
         return json.dumps(_finite(event), default=str)
+
+
+def _plain(value: object) -> object:
+    """numpy's numbers as numbers, everything else as text."""
+    item = getattr(value, "item", None)
+    return item() if callable(item) and getattr(value, "ndim", 1) == 0 else str(value)
 
 
 def _finite(value: Any) -> Any:
