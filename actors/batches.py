@@ -13,6 +13,7 @@ import anyio
 import attrs
 import numpy as np
 
+from actors.reports import StepReport
 from engine.backends.values import Datum, ForwardBackwardResult
 from engine.runtime.channels import Receiver, Sender
 from engine.runtime.offload import offload
@@ -82,9 +83,22 @@ class BatchFeed:
         finally:
             self._waited += anyio.current_time() - began
 
-    def trained(self, data: Sequence[Datum], results: Sequence[ForwardBackwardResult]) -> dict[str, float]:
-        """The step's loss: `optim/loss` summed, `train/mean_nll` by weight."""
+    def settle(self) -> SettledBatch:
+        """A batch is trained."""
         self.position += 1
+        return SettledBatch()
+
+    @property
+    def waited(self) -> float:
+        """Seconds spent waiting for batches, so far."""
+        return self._waited
+
+
+class SettledBatch:
+    """A trained batch."""
+
+    async def report(self, data: Sequence[Datum], results: Sequence[ForwardBackwardResult]) -> StepReport:
+        """The step's loss: `optim/loss` summed, `train/mean_nll` by weight."""
         loss = sum(result.loss for result in results)
         weight = sum(float(np.sum(datum.loss_inputs["weights"])) for datum in data if "weights" in datum.loss_inputs)
         row = {
@@ -94,17 +108,4 @@ class BatchFeed:
         }
         if weight > 0:
             row["train/mean_nll"] = loss / weight
-        return row
-
-    def samples(self) -> list[dict[str, object]]:
-        """None: the data is the user's own."""
-        return []
-
-    def drain_events(self) -> list[dict[str, object]]:
-        """None: a batch's fate is its step's."""
-        return []
-
-    @property
-    def waited(self) -> float:
-        """Seconds spent waiting for batches, so far."""
-        return self._waited
+        return StepReport(row)

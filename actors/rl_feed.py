@@ -15,16 +15,21 @@ from statistics import fmean
 
 import anyio
 import anyio.lowlevel
+import attrs
 import numpy as np
 
+from actors.reports import StepReport
 from actors.schedule import Schedule
 from actors.work import FinishedGroup, Journal, RolloutLedger, UnderWay
-from engine.backends.values import Datum, ForwardBackwardResult
+from engine.backends.values import Datum, ForwardBackwardResult, Logprobs
 from engine.runtime.channels import Receiver
 from engine.runtime.gate import StalenessGate, Ticket
 from engine.training.advantages import Advantage
 from engine.training.assembly import assemble
-from engine.training.metrics import step_metrics
+from engine.training.metrics import StepSums
+
+PORTION = 16
+"""Groups assembled or counted before other tasks get their turn."""
 
 
 class GroupFeed:
@@ -74,7 +79,7 @@ class GroupFeed:
             groups = await self._take(self._sizes[part])
         data: list[Datum] = []
         for index, finished in enumerate(groups):
-            if index % 16 == 15:
+            if index % PORTION == PORTION - 1:
                 await anyio.lowlevel.checkpoint()  # assembling a big step must not hold up the rollouts
             advantages = self._step_advantages.pop(finished.ticket, None)
             if advantages is None:
@@ -136,32 +141,14 @@ class GroupFeed:
         self._pool[group.ticket] = group
         self._gate.ready(group.ticket)
 
-    def trained(self, data: Sequence[Datum], results: Sequence[ForwardBackwardResult]) -> dict[str, float]:
-        """Settles the step's groups: credits go back, the version rises. Gives the step's metrics."""
-        step = self._gate.version
-        for finished in self._step:
-            self._ledger.add(finished.group)
-            self._journal.note("trained", finished.ticket.number, anyio.current_time(), step=step)
-        row = self._ledger.drain()
-        row.update(_staleness(step, self._step))
-        row["groups/trained"] = float(len(self._step))
-        row["tokens/trained"] = float(sum(finished.group.sampled_tokens for finished in self._step))
-        row["optim/datums"] = float(len(data))
-        row["optim/loss"] = sum(result.loss for result in results)
-        row.update(step_metrics(data, [logprobs for result in results for logprobs in result.logprobs]))
+    def settle(self) -> SettledGroups:
+        """Settles the step's groups: credits go back, the version rises."""
+        groups, self._step = self._step, []
+        settled = SettledGroups(
+            self._gate.version, groups, self._ledger.take(), self._journal, self._samples_per_step, anyio.current_time()
+        )
         self._gate.advance()
-        return row
-
-    def samples(self) -> list[dict[str, object]]:
-        """A few of the groups just trained, for people. Ends the step."""
-        step = self._gate.version - 1
-        samples = [sample for finished in self._step[: self._samples_per_step] for sample in _readable(step, finished)]
-        self._step = []
-        return samples
-
-    def drain_events(self) -> list[dict[str, object]]:
-        """The journal since the last call."""
-        return self._journal.drain()
+        return settled
 
     @property
     def waited(self) -> float:
@@ -172,6 +159,44 @@ class GroupFeed:
         """At a step boundary: the groups that are played and not trained."""
         self._drain()
         return tuple(self._pool[ticket] for ticket in sorted(self._pool))
+
+
+@attrs.frozen
+class SettledGroups:
+    """The groups of a trained step, with what was filtered and failed meanwhile."""
+
+    step: int
+    groups: Sequence[FinishedGroup]
+    ledger: RolloutLedger
+    journal: Journal
+    samples: int
+    at: float
+
+    async def report(self, data: Sequence[Datum], results: Sequence[ForwardBackwardResult]) -> StepReport:
+        """The step's metrics, in portions: a step of thousands of samples must not hold up the rollouts."""
+        for index, finished in enumerate(self.groups):
+            if index % PORTION == PORTION - 1:
+                await anyio.lowlevel.checkpoint()
+            self.ledger.add(finished.group)
+            self.journal.note("trained", finished.ticket.number, self.at, step=self.step)
+        row = self.ledger.metrics()
+        row.update(_staleness(self.step, self.groups))
+        row["groups/trained"] = float(len(self.groups))
+        row["tokens/trained"] = float(sum(finished.group.sampled_tokens for finished in self.groups))
+        row["optim/datums"] = float(len(data))
+        row["optim/loss"] = sum(result.loss for result in results)
+        row.update(await self._mismatch(data, [logprobs for result in results for logprobs in result.logprobs]))
+        samples = [sample for finished in self.groups[: self.samples] for sample in _readable(self.step, finished)]
+        return StepReport(row, self.journal.drain(), samples)
+
+    @staticmethod
+    async def _mismatch(data: Sequence[Datum], logprobs: Sequence[Logprobs]) -> dict[str, float]:
+        sums = StepSums()
+        portion = 16 * PORTION
+        for start in range(0, len(data), portion):
+            sums.add(data[start : start + portion], logprobs[start : start + portion])
+            await anyio.lowlevel.checkpoint()
+        return sums.metrics()
 
 
 def _staleness(step: int, groups: Sequence[FinishedGroup]) -> dict[str, float]:

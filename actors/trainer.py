@@ -47,21 +47,21 @@ class Feed(Protocol):
         """The step's `part`-th minibatch; empty when nothing is left to train on."""
         ...
 
-    def trained(self, data: Sequence[Datum], results: Sequence[ForwardBackwardResult]) -> dict[str, float]:
-        """A step is trained: settles its work and gives its metrics. Must not wait: it is part of the boundary."""
-        ...
-
-    def samples(self) -> list[dict[str, object]]:
-        """A few of the things just trained on, for people. Called once after `trained`."""
-        ...
-
-    def drain_events(self) -> list[dict[str, object]]:
-        """The journal since the last call."""
+    def settle(self) -> SettledStep:
+        """A step is trained: its work is settled. Part of the boundary, so it must neither wait nor take long."""
         ...
 
     @property
     def waited(self) -> float:
         """Seconds that `next_minibatch` waited for something to train on, so far."""
+        ...
+
+
+class SettledStep(Protocol):
+    """A step behind its boundary. What it says about itself may take its time."""
+
+    async def report(self, data: Sequence[Datum], results: Sequence[ForwardBackwardResult]) -> StepReport:
+        """Metrics, journal and samples of the step. `results` belong to its minibatches, `data` is all they held, in order."""
         ...
 
 
@@ -253,16 +253,16 @@ class Trainer:
         if snapshot is not None:
             self._sampler.publish(snapshot)
             del self._snapshots[submitted.step]
-        metrics = self._feed.trained(submitted.data, results)
-        row = self._row(submitted, metrics, optim_metrics)
-        report = StepReport(row, self._feed.drain_events(), self._feed.samples())
+        settled = self._feed.settle()
+        row = self._row(submitted, optim_metrics)
         due = self._due([evaluation for evaluation in self._evaluations if evaluation.due(self.version)])
         checkpoint = None
         if self._cut is not None and self._checkpoint_due(self.version):
             checkpoint = self._cut(self.version, self._elapsed())
             self._saved_version = self.version
         # --- ... to here
-        await reports.send(report)
+        report = await settled.report(submitted.data, results)
+        await reports.send(attrs.evolve(report, row={"step": submitted.step, **report.row, **row}))
         if checkpoint is not None:
             await reports.send(checkpoint)
         await self._request(due, evaluator)
@@ -320,15 +320,13 @@ class Trainer:
     def _elapsed(self) -> float:
         return self._elapsed_before + anyio.current_time() - self._began
 
-    def _row(
-        self, submitted: _SubmittedStep, metrics: dict[str, float], optim_metrics: dict[str, float]
-    ) -> dict[str, float]:
+    def _row(self, submitted: _SubmittedStep, optim_metrics: dict[str, float]) -> dict[str, float]:
+        """The trainer's own metrics of a step, as of its boundary."""
         now = anyio.current_time()
         sampled, before = self._sampler.statistics(), self._sampled
         self._sampled = sampled
         duration = now - self._last_boundary
-        row: dict[str, float] = {"step": submitted.step, "progress/done_frac": self.version / self._steps}
-        row.update(metrics)
+        row: dict[str, float] = {"progress/done_frac": self.version / self._steps}
         row["optim/lr"] = submitted.adam.learning_rate
         row.update({f"optim/{name}": value for name, value in optim_metrics.items()})
         tokens = sampled.tokens - before.tokens

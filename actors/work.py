@@ -190,14 +190,20 @@ class RolloutLedger:
         for tag in dict.fromkeys(("all", *group.tags)):
             self._tags.setdefault(tag, _Sums()).add(len(group.trajectories), sums)
 
-    def drain(self) -> dict[str, float]:
-        """The metrics so far, which are then forgotten. Names as in tinker-cookbook where they mean the same."""
+    def take(self) -> RolloutLedger:
+        """What was counted so far, as a ledger of its own; this one goes on from nothing."""
+        taken = RolloutLedger()
+        taken._tags, self._tags = self._tags, {}
+        taken.filtered, self.filtered = self.filtered, 0
+        taken.failed, self.failed = self.failed, 0
+        return taken
+
+    def metrics(self) -> dict[str, float]:
+        """Means over what was counted. Names as in tinker-cookbook where they mean the same."""
         row: dict[str, float] = {}
         for tag, sums in sorted(self._tags.items()):
             _write_tag(row, f"env/{tag}", sums)
         row["groups/filtered"], row["groups/failed"] = float(self.filtered), float(self.failed)
-        self._tags.clear()
-        self.filtered = self.failed = 0
         return row
 
     def state(self) -> LedgerState:
