@@ -131,11 +131,12 @@ class Program:
                 f"program '{self.name}' has been run already and its channels are closed: build a new one"
             )
         self._has_run = True
+        cancelled = anyio.get_cancelled_exc_class()
         interrupt: BaseException | None = None
         try:
             self._check_edges()
             await self._run_all()
-        except anyio.get_cancelled_exc_class():
+        except cancelled:
             if not self._failures:  # else they tell more than that somebody gave up waiting
                 raise
         except BaseExceptionGroup as group:
