@@ -261,7 +261,7 @@ class GateMachine(RuleBasedStateMachine):
 
 
 TestGateMachine = GateMachine.TestCase
-TestGateMachine.settings = settings(max_examples=300, stateful_step_count=40, deadline=None, derandomize=True)
+TestGateMachine.settings = settings(max_examples=200, stateful_step_count=40, deadline=None, derandomize=True)
 
 
 # --- within a program
