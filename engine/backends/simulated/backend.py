@@ -109,6 +109,11 @@ class SimulatedBackend:
         """Seconds of work the trainer was given so far."""
         return self._timeline.busy_seconds
 
+    @property
+    def trainer_free_at(self) -> float:
+        """When all that was submitted to the trainer is done, on anyio's clock."""
+        return self._timeline.busy_until
+
     # Sampling
 
     async def sample(self, snapshot: Snapshot, request: SampleRequest) -> Sequence[Completion]:
