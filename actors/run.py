@@ -78,6 +78,9 @@ class Run:
         restored = None
         if self.directory is not None and self.store is not None and self.settings.resume:
             restored = await restore(self.store, self.backend, kind, fixed, self.note)
+        if restored is None and self.backend.version:
+            # Trained before, by a supervised phase say: its weights are where this run begins.
+            await self.backend.restart().result()
         await self._serve(restored.snapshots.values() if restored is not None else ())
         if restored is not None and self.directory is not None:
             state = restored.state

@@ -90,6 +90,10 @@ class TrainingBackend(Protocol):
         """Submits the freezing of the current weights for sampling."""
         ...
 
+    def restart(self) -> Pending[None]:
+        """Submits the start of a new run from the present weights: version 0, no accumulated gradients, an optimizer that remembers nothing."""
+        ...
+
     def save_state(self, directory: Path) -> Pending[None]:
         """Submits the writing of weights and optimizer into the existing, empty `directory`."""
         ...

@@ -21,6 +21,7 @@ import torch
 from engine.backends.errors import BackendError, RequestRejected, UnusableState
 from engine.backends.local.assembly import Assembly
 from engine.backends.local.losses import LOSSES, check_data, check_loss
+from engine.backends.local.packing import apart
 from engine.backends.local.sampler import SamplerThread, Ticket, Weights
 from engine.backends.local.states import read, write
 from engine.backends.local.threads import Job, WorkQueue, wait_for
@@ -151,6 +152,20 @@ class LocalBackend:
             self._live.add(snapshot)
         return snapshot
 
+    def restart(self) -> Job[None]:
+        """Submits the start of a new run from the present weights: version 0, an optimizer that remembers nothing."""
+        with self._lock:
+            self._restored = self._submitted = 0
+
+        def begin() -> None:
+            state = self._trainer.trainable
+            state.mean_P.zero_()
+            state.square_P.zero_()
+            state.steps = 0
+            self._trainer.restored(0)
+
+        return self._queue.submit(begin)
+
     def save_state(self, directory: Path) -> Job[None]:
         """Submits the writing of weights and optimizer into the existing, empty `directory`. Gradients are not part of it."""
 
@@ -232,7 +247,12 @@ class LocalBackend:
                 inactive_N = torch.zeros(len(targets_N), dtype=torch.bool)
                 known = np.empty(0, np.float32)
                 if len(tokens_T) > 1:
-                    known = weights.bound().target_logprobs([tokens_T[:-1]], targets_N, inactive_N).cpu().numpy()
+                    known = (
+                        weights.bound()
+                        .target_logprobs([tokens_T[:-1]], apart([tokens_T]), targets_N, inactive_N)
+                        .cpu()
+                        .numpy()
+                    )
                 future.set_result(np.concatenate(([np.float32(np.nan)], known)))
             except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits
                 future.set_exception(error)

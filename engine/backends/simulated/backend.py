@@ -231,6 +231,14 @@ class SimulatedBackend:
             on_delivery=self._live.add,
         )
 
+    def restart(self) -> Submitted[None]:
+        """Version 0 again, from the weights as they are."""
+
+        def begin() -> None:
+            self._version = self._gradient = 0
+
+        return self._submit("restart", 0.0, begin)
+
     def save_state(self, directory: Path) -> Submitted[None]:
         """Writes version, digest and, when recording, how far every request and the trainer have come at this moment."""
 

@@ -15,7 +15,7 @@ from engine.backends.simulated.model import unit
 
 Call = Literal[
     "sample", "compute_logprobs", "forward", "forward_backward", "optim_step",
-    "snapshot", "save_state", "load_state", "save_snapshot", "load_snapshot",
+    "snapshot", "restart", "save_state", "load_state", "save_snapshot", "load_snapshot",
 ]  # fmt: skip
 
 
