@@ -7,6 +7,7 @@ from contextlib import ExitStack, closing, contextmanager
 from typing import Any, TypeVar
 
 import attrs
+import structlog
 
 from actors.checkpoint import CheckpointCutter, RunSettings, restore
 from actors.logger import Logger
@@ -67,9 +68,11 @@ class Run:
         self._observers = observers
 
     def note(self, text: str) -> None:
-        """Tells the observers."""
+        """Tells the observers; where there are none, the log, so that an embedded run does not fall back in silence."""
         for observer in self._observers:
             observer.note(text)
+        if not self._observers:
+            structlog.get_logger("callsheet").info(text)
 
     async def restore(
         self, kind: type[W], fixed: Mapping[str, Any], *, note: Callable[[W], str] | None = None
