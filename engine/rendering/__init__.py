@@ -8,6 +8,7 @@ examples = renderer.supervised_examples(conversation, TrainOnWhat.ALL_ASSISTANT_
 
 from __future__ import annotations
 
+from engine.rendering.dialogue import Dialogue
 from engine.rendering.messages import (
     ImagePart,
     Message,
@@ -22,6 +23,8 @@ from engine.rendering.messages import (
     tool_result,
     user,
 )
+from engine.rendering.models import ModelInfo, model_info, register_model
+from engine.rendering.openai_format import MalformedMessage, from_openai, to_openai
 from engine.rendering.parsing import Delta, Failure, ParsedMessage, PartEnd, StreamParser
 from engine.rendering.registry import get_renderer, register_renderer, renderer_names
 from engine.rendering.renderer import Renderer
@@ -31,10 +34,13 @@ from engine.rendering.vocabulary import HuggingFaceVocabulary, Vocabulary, as_vo
 
 __all__ = [
     "Delta",
+    "Dialogue",
     "Failure",
     "HuggingFaceVocabulary",
     "ImagePart",
+    "MalformedMessage",
     "Message",
+    "ModelInfo",
     "ParsedMessage",
     "PartEnd",
     "RenderError",
@@ -51,11 +57,15 @@ __all__ = [
     "Vocabulary",
     "as_vocabulary",
     "assistant",
+    "from_openai",
     "get_renderer",
     "load_vocabulary",
+    "model_info",
+    "register_model",
     "register_renderer",
     "renderer_names",
     "system",
+    "to_openai",
     "tool_result",
     "user",
 ]

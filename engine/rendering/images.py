@@ -26,7 +26,9 @@ def image_size(image: ImagePart) -> tuple[int, int]:
         data, name = image.source[:_HEADER_BYTES], "the image's bytes"
     else:
         if "://" in image.source or image.source.startswith("data:"):
-            raise RenderError(f"the image {image.source[:80]} is not fetched here: give ImagePart(width=..., height=...)")
+            raise RenderError(
+                f"the image {image.source[:80]} is not fetched here: give ImagePart(width=..., height=...)"
+            )
         path, name = Path(image.source), image.source
         try:
             with path.open("rb") as file:
@@ -85,14 +87,18 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def qwen_vl_tokens(width: int, height: int, *, factor: int = 32, least: int = 256 * 256, most: int = 4096 * 4096) -> int:
+def qwen_vl_tokens(
+    width: int, height: int, *, factor: int = 32, least: int = 256 * 256, most: int = 4096 * 4096
+) -> int:
     """Positions of an image in Qwen's VL models: one for each `factor` x `factor` pixels after resizing to multiples of it.
 
     The resizing keeps the aspect ratio and the number of pixels between `least` and `most` (Qwen2-VL, arXiv 2409.12191). The defaults
     are those of Qwen3-VL's and Qwen 3.5's processors (patches of 16, merged 2 x 2); Qwen2.5-VL has 28, 56 * 56 and 14 * 14 * 4 * 1280.
     """
     if max(width, height) > 200 * min(width, height):
-        raise RenderError(f"an image of {width} x {height} is too long for this family: the sides' ratio must stay below 200")
+        raise RenderError(
+            f"an image of {width} x {height} is too long for this family: the sides' ratio must stay below 200"
+        )
     rows, columns = round(height / factor) * factor, round(width / factor) * factor
     if rows * columns > most:
         shrink = math.sqrt(width * height / most)
@@ -104,7 +110,9 @@ def qwen_vl_tokens(width: int, height: int, *, factor: int = 32, least: int = 25
     return (rows // factor) * (columns // factor)
 
 
-def kimi_tokens(width: int, height: int, *, patch: int = 14, merge: int = 2, most_patches: int = 16384, most_side: int = 512) -> int:
+def kimi_tokens(
+    width: int, height: int, *, patch: int = 14, merge: int = 2, most_patches: int = 16384, most_side: int = 512
+) -> int:
     """Positions of an image in Kimi K2.5's models: one for 2 x 2 patches of 14 pixels, after shrinking to at most 16384 patches.
 
     The picture is padded, not stretched, to a whole number of merged patches (Kimi-VL, arXiv 2504.07491).

@@ -93,9 +93,14 @@ def _from_one(index: int, dictionary: Mapping[str, Any]) -> Message:
     extra = [key for key, value in dictionary.items() if key not in known and value is not None]
     if extra:
         raise MalformedMessage(f"message {index}: unknown field {extra[0]!r}; known are {', '.join(sorted(known))}")
-    calls = [{k: v for k, v in call.items() if k != "index"} if isinstance(call, Mapping) else call for call in dictionary.get("tool_calls") or ()]
+    calls = [
+        {k: v for k, v in call.items() if k != "index"} if isinstance(call, Mapping) else call
+        for call in dictionary.get("tool_calls") or ()
+    ]
     try:
-        read = _converter.structure({**{k: v for k, v in dictionary.items() if k in known}, "tool_calls": calls}, _Dictionary)
+        read = _converter.structure(
+            {**{k: v for k, v in dictionary.items() if k in known}, "tool_calls": calls}, _Dictionary
+        )
     except Exception as error:
         details = "; ".join(cattrs.transform_error(error, path=f"message {index}"))
         raise MalformedMessage(details) from error
@@ -109,7 +114,9 @@ def _from_one(index: int, dictionary: Mapping[str, Any]) -> Message:
 
 
 def _parts(index: int, read: _Dictionary) -> list[Part]:
-    thinking = next((text for text in (read.reasoning_content, read.reasoning, read.thinking) if text is not None), None)
+    thinking = next(
+        (text for text in (read.reasoning_content, read.reasoning, read.thinking) if text is not None), None
+    )
     parts: list[Part] = [] if thinking is None else [ThinkingPart(thinking)]
     if isinstance(read.content, str):
         if read.role == "tool":
@@ -142,7 +149,9 @@ def _content_part(index: int, n: int, item: Any) -> Part:
             return ImagePart(url, item.get("width"), item.get("height"))
         case {"type": "image", "image": (str() | bytes()) as source}:
             return ImagePart(source, item.get("width"), item.get("height"))
-    raise MalformedMessage(f"{where}: type {item.get('type')!r} with the fields {', '.join(map(str, item))} is not known")
+    raise MalformedMessage(
+        f"{where}: type {item.get('type')!r} with the fields {', '.join(map(str, item))} is not known"
+    )
 
 
 def _call(index: int, n: int, call: _ToolCall) -> ToolCallPart:
@@ -162,7 +171,9 @@ def to_openai(message: Message) -> dict[str, Any]:
     """The dictionary of a message; `from_openai` gives the message back, but for calls that could not be parsed, which become text."""
     found: dict[str, Any] = {"role": message.role}
     if message.role == "tool":
-        result = next((part for part in message.content if isinstance(part, ToolResultPart)), ToolResultPart(message.text))
+        result = next(
+            (part for part in message.content if isinstance(part, ToolResultPart)), ToolResultPart(message.text)
+        )
         found["tool_call_id"], found["name"] = result.id, result.name
     if message.thinking is not None:
         found["reasoning_content"] = message.thinking
@@ -182,12 +193,21 @@ def to_openai(message: Message) -> dict[str, Any]:
 
 def _content(message: Message) -> str | list[dict[str, Any]]:
     if not message.images:
-        return "".join([part.text for part in message.content if isinstance(part, (TextPart, ToolResultPart, UnparsedToolCallPart))])
+        return "".join(
+            [
+                part.text
+                for part in message.content
+                if isinstance(part, (TextPart, ToolResultPart, UnparsedToolCallPart))
+            ]
+        )
     items: list[dict[str, Any]] = []
     for part in message.content:
         if isinstance(part, ImagePart):
             size = {"width": part.width, "height": part.height}
-            items.append({"type": "image", "image": part.source} | {key: value for key, value in size.items() if value is not None})
+            items.append(
+                {"type": "image", "image": part.source}
+                | {key: value for key, value in size.items() if value is not None}
+            )
         elif isinstance(part, (TextPart, ToolResultPart)):
             items.append({"type": "text", "text": part.text})
     return items

@@ -214,6 +214,7 @@ class GrammarParser:
     def __init__(self, vocabulary: Vocabulary, grammar: AnswerGrammar, *, role: Role = "assistant") -> None:
         self._grammar = grammar
         self._role = role
+        self._calls = grammar.calls or ("", "")
         named = [*(grammar.think or ()), *(grammar.calls or ()), *grammar.inside_calls]
         tags = [tag for tag in named if tag not in vocabulary.special_tokens]
         if grammar.stop_text is not None:
@@ -275,7 +276,7 @@ class GrammarParser:
         elif self._mode == "calls":
             self._take_in_calls(item)
         elif grammar.think is not None and name in grammar.think:
-            self._take_think(opens=name == grammar.think[0])
+            self._take_think(name, opens=name == grammar.think[0])
         elif grammar.calls is not None and name == grammar.calls[0]:
             self._open_calls()
         elif name not in grammar.ignored:
@@ -284,8 +285,7 @@ class GrammarParser:
 
     def _take_in_calls(self, item: Control) -> None:
         grammar = self._grammar
-        assert grammar.calls is not None
-        if item.name == grammar.calls[1]:
+        if item.name == self._calls[1]:
             self._close_calls()
             self._enter("text")
             self._lead = WHITESPACE
@@ -295,9 +295,8 @@ class GrammarParser:
             self._body.append(item)
             self._events.append(Delta("tool_call", item.name))
 
-    def _take_think(self, *, opens: bool) -> None:
+    def _take_think(self, name: str, *, opens: bool) -> None:
         grammar = self._grammar
-        assert grammar.think is not None
         if (
             opens
             and self._mode == "text"
@@ -311,7 +310,6 @@ class GrammarParser:
             self._enter("text")
             self._lead = grammar.text_lead_after_thinking
         else:
-            name = grammar.think[0] if opens else grammar.think[1]
             self._failures.append(Failure("structure", f"{name} where none belongs"))
             self._take_text(name)
 
@@ -331,8 +329,7 @@ class GrammarParser:
         self._enter("calls")
 
     def _close_calls(self) -> None:
-        assert self._grammar.read_calls is not None
-        self._add_calls(self._grammar.read_calls(self._body))
+        self._add_calls((self._grammar.read_calls or _as_unparsed)(self._body))
         self._body = []
 
     def _add_calls(self, parts: Iterable[Part]) -> None:
@@ -429,6 +426,11 @@ class GrammarParser:
         if any(failure.kind == "structure" for failure in self._failures) and termination == "stop_sequence":
             self._termination = "malformed"
         self._ended = True
+
+
+def _as_unparsed(items: CallItems) -> Sequence[Part]:
+    written = "".join(item if isinstance(item, str) else item.name for item in items)
+    return (UnparsedToolCallPart(written, "this renderer reads no tool calls"),)
 
 
 def parse_all(parser: StreamParser, tokens: Iterable[Any]) -> ParsedMessage:

@@ -20,6 +20,7 @@ _GLM5: dict[str, Any] = {"effort": "Max", "open_in_history": True, "whole_declar
 
 # Name: the module in `families`, the class in it, and the options that make the variant.
 _FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "template": ("template", "Template", {}),
     "role_colon": ("role_colon", "RoleColon", {}),
     "chatml": ("chatml", "ChatML", {}),
     "smollm2": ("chatml", "ChatML", {"default_system": SMOLLM2_SYSTEM}),

@@ -47,6 +47,11 @@ class Renderer(Protocol):
         """Whether each turn's prompt extends the tokens of the turn before. Where not, the family rewrites history."""
         ...
 
+    @property
+    def keeps_history(self) -> bool:
+        """Whether what was sampled in earlier turns may stay in the context as it was sampled."""
+        ...
+
     def generation_prompt(
         self,
         messages: Sequence[Message],
@@ -54,8 +59,22 @@ class Renderer(Protocol):
         tools: Sequence[ToolSpec] = (),
         role: Role = "assistant",
         prefill: str = "",
+        known: dict[str, list[int]] | None = None,
     ) -> ModelInput:
-        """What a model is given to write the next message of `role`; `prefill` is put into its mouth."""
+        """What a model is given to write the next message of `role`; `prefill` is put into its mouth.
+
+        `known` is a memory of tokenised text that a caller may keep over calls for growing conversations.
+        """
+        ...
+
+    def continuation(
+        self, messages: Sequence[Message], start: int, *, tools: Sequence[ToolSpec] = (), last_token: int, ended: bool
+    ) -> ModelInput | None:
+        """What follows a sampled answer up to the next one: the rest of its frame, the messages from `start` on, and the header.
+
+        `last_token` is the answer's last, `ended` whether it ended by the family's stop. None: the renderer cannot tell, and the
+        conversation has to be rendered as a whole.
+        """
         ...
 
     def supervised_examples(
@@ -73,7 +92,9 @@ class Renderer(Protocol):
         """What ends an answer: token ids, or text for formats without control tokens. As `SamplingParams.stop` takes it."""
         ...
 
-    def stream_parser(self, *, tools: Sequence[ToolSpec] = (), prefill: str = "", after_tool: bool = False) -> StreamParser:
+    def stream_parser(
+        self, *, tools: Sequence[ToolSpec] = (), prefill: str = "", after_tool: bool = False
+    ) -> StreamParser:
         """A parser to be fed while an answer is sampled. Arguments as those of `parse`."""
         ...
 
@@ -96,8 +117,6 @@ class Conversation:
     tools: tuple[ToolSpec, ...] = ()
     generating: bool = False
     """A generation prompt follows the last message."""
-    start: int = 0
-    """First message to be written; earlier ones are there as context."""
     last_user: int = attrs.field(init=False)
     """Index of the last user message, -1 where there is none."""
 
@@ -193,8 +212,10 @@ class Family(ABC):
     def grammar(self, tools: Sequence[ToolSpec], *, after_tool: bool = False) -> AnswerGrammar:
         """How an answer after `write_generation` is read."""
 
-    def close_answer(self, out: Script) -> None:  # noqa: B027 - most families write something, not all
-        """Writes what stands between the stop token of an answer and the next message."""
+    def close_answer(self, out: Script, *, last_token: int, ended: bool, next_role: str | None) -> None:
+        """Writes what stands between a sampled answer and the next message: the stop where it was not sampled, and a newline in some families."""
+        if not ended:
+            out.control(self.stops[0])
 
     def check(self, conversation: Conversation) -> None:  # noqa: B027 - most families can write everything
         """Raises RenderError for what the family cannot write."""
@@ -250,7 +271,7 @@ class Family(ABC):
             now = frozenset(index for index in trained if index < end and index not in done)
             done |= now
             written = self.write(Conversation(tuple(messages[:end]), tuple(tools))).finish(known)
-            _add_example(examples, SupervisedExample(written.model_input, written.weights(weight_of(train_on, now))))
+            add_example(examples, SupervisedExample(written.model_input, written.weights(weight_of(train_on, now))))
         return examples
 
     def _example_ends(self, messages: Sequence[Message], train_on: TrainOnWhat, trained: frozenset[int]) -> list[int]:
@@ -281,7 +302,9 @@ class Family(ABC):
         special = self.vocabulary.special_tokens
         return tuple(special[name] for name in self.stops if name in special)
 
-    def stream_parser(self, *, tools: Sequence[ToolSpec] = (), prefill: str = "", after_tool: bool = False) -> StreamParser:
+    def stream_parser(
+        self, *, tools: Sequence[ToolSpec] = (), prefill: str = "", after_tool: bool = False
+    ) -> StreamParser:
         """See `Renderer`."""
         parser = GrammarParser(self.vocabulary, self.grammar(tools, after_tool=after_tool))
         if prefill:
@@ -339,7 +362,7 @@ def visible(parts: Iterable[Part]) -> tuple[Part, ...]:
     )
 
 
-def _add_example(examples: list[SupervisedExample], new: SupervisedExample) -> None:
+def add_example(examples: list[SupervisedExample], new: SupervisedExample) -> None:
     """Appends `new`, or lets it take in the example before where it only extends that one."""
     if examples and _extends(new.model_input, examples[-1].model_input):
         weights_T = new.weights_T.copy()

@@ -31,7 +31,7 @@ def harmony_declarations(tools: Sequence[ToolSpec]) -> str:
     return "".join([*written, "} // namespace functions"])
 
 
-def _harmony_field(name: str, schema: Schema, required: bool) -> str:  # noqa: FBT001 - a pair of a field's properties
+def _harmony_field(name: str, schema: Schema, required: bool) -> str:
     comment = f"// {schema['description']}\n" if schema.get("description") else ""
     default = ""
     if "default" in schema:
@@ -44,7 +44,7 @@ def _harmony_field(name: str, schema: Schema, required: bool) -> str:  # noqa: F
 _HARMONY_NAMES = {"string": "string", "number": "number", "integer": "number", "boolean": "boolean"}
 
 
-def harmony_type(schema: Schema) -> str:
+def harmony_type(schema: Schema) -> str:  # noqa: PLR0911 - one case a line
     """A type in Harmony's dialect."""
     kind = schema.get("type")
     if kind == "array":
@@ -59,7 +59,10 @@ def harmony_type(schema: Schema) -> str:
         return "string | null" if schema.get("nullable") else "string"
     if kind == "object" and schema.get("properties"):
         required = schema.get("required") or []
-        fields = [f"{name}{'' if name in required else '?'}: {harmony_type(inner)}" for name, inner in schema["properties"].items()]
+        fields = [
+            f"{name}{'' if name in required else '?'}: {harmony_type(inner)}"
+            for name, inner in schema["properties"].items()
+        ]
         return "{\n" + ", ".join(fields) + "}"
     if kind == "object":
         return "object"
@@ -157,7 +160,7 @@ def _docstring(schema: Any, indent: str) -> str:
     return "".join(line + "\n" for line in lines)
 
 
-def _kimi_type(schema: Any, indent: str, found: _Definitions) -> str:  # noqa: C901, PLR0911 - one case a line
+def _kimi_type(schema: Any, indent: str, found: _Definitions) -> str:  # noqa: PLR0911 - one case a line
     if isinstance(schema, bool) or not schema:
         return "null" if schema is False else "any"
     if "$ref" in schema:

@@ -81,9 +81,11 @@ def _decoder_kinds(decoder: Mapping[str, Any] | None) -> set[str]:
 class HuggingFaceVocabulary:
     """A `tokenizers.Tokenizer` as a `Vocabulary`. Load one with `load_vocabulary`, which caches."""
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, *, name: str = "") -> None:
+    def __init__(self, tokenizer: tokenizers.Tokenizer, *, name: str = "", chat_template: str | None = None) -> None:
         self.name = name
         """Name or path it was loaded from; empty when made from a tokenizer at hand."""
+        self.chat_template = chat_template
+        """Source of the chat template, where it came with the tokenizer."""
         self.full = tokenizer
         """The tokenizer as it came, which does turn typed control strings into control tokens. For chat templates alone."""
         self._special = {added.content: token for token, added in sorted(tokenizer.get_added_tokens_decoder().items())}
@@ -146,9 +148,12 @@ class HuggingFaceVocabulary:
         return [token for token in self._text.encode(text, add_special_tokens=False).ids if token not in self._name_of]
 
     def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
-        """Token ids and the character each ends at. Raises ValueError where a control string had to be broken up."""
+        """Token ids as `encode` gives them, and the character each ends at."""
+        tokens = self.encode(text)
         encoding = self._text.encode(text, add_special_tokens=False)
-        return encoding.ids, [end for _, end in encoding.offsets]
+        if encoding.ids == tokens:
+            return tokens, [end for _, end in encoding.offsets]
+        return tokens, [len(self.decode(tokens[: n + 1])) for n in range(len(tokens))]  # a control string was broken up
 
     def decode(self, tokens: Sequence[int] | Any) -> str:
         """Text of token ids, control tokens by their names; bytes that are no UTF-8 as U+FFFD."""
@@ -219,7 +224,9 @@ def as_vocabulary(tokenizer: Any) -> Vocabulary:
         return tokenizer
     fast = getattr(tokenizer, "backend_tokenizer", None)
     if isinstance(fast, tokenizers.Tokenizer):
-        return HuggingFaceVocabulary(fast, name=str(getattr(tokenizer, "name_or_path", "")))
+        template = getattr(tokenizer, "chat_template", None)
+        name = str(getattr(tokenizer, "name_or_path", ""))
+        return HuggingFaceVocabulary(fast, name=name, chat_template=template if isinstance(template, str) else None)
     if all(hasattr(tokenizer, member) for member in ("encode", "decode", "special_token", "vocab_size")):
         return _AdaptedVocabulary(tokenizer)
     raise TypeError(

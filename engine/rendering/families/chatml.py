@@ -16,6 +16,7 @@ from engine.rendering.tools import Call, ToolSpec, call_from_json, dump_json
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 CALL = ("<tool_call>", "</tool_call>")
 
+
 @attrs.define(eq=False, kw_only=True)
 class ChatML(Family):
     """ChatML with tool calls as Qwen 2.5 writes them (Hermes' JSON between `<tool_call>` tags)."""
@@ -129,8 +130,9 @@ class ChatML(Family):
         """The header of the next message."""
         self._header(out, len(conversation.messages), role)
 
-    def close_answer(self, out: Script) -> None:
-        """The newline behind `<|im_end|>`."""
+    def close_answer(self, out: Script, *, last_token: int, ended: bool, next_role: str | None) -> None:
+        """A newline stands behind `<|im_end|>`."""
+        Family.close_answer(self, out, last_token=last_token, ended=ended, next_role=next_role)
         out.text("\n")
 
     def grammar(self, tools: Sequence[ToolSpec], *, after_tool: bool = False) -> AnswerGrammar:

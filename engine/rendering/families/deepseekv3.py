@@ -36,7 +36,17 @@ class DeepSeekV3(Family):
     """DeepSeek V3.1. System messages, wherever they stand, are written at the start."""
 
     thinking: Literal["prefilled", "disabled"] = "disabled"
-    controls: ClassVar[tuple[str, ...]] = (BOS, USER, ASSISTANT, *SECTION, CALL_BEGIN, SEPARATOR, CALL_END, *OUTPUT, *THINK)
+    controls: ClassVar[tuple[str, ...]] = (
+        BOS,
+        USER,
+        ASSISTANT,
+        *SECTION,
+        CALL_BEGIN,
+        SEPARATOR,
+        CALL_END,
+        *OUTPUT,
+        *THINK,
+    )
     stops: ClassVar[tuple[str, ...]] = (EOS,)
 
     @property
@@ -48,7 +58,9 @@ class DeepSeekV3(Family):
         """There is no role for developers."""
         for index, message in enumerate(conversation.messages):
             if message.role == "developer":
-                raise RenderError(f"message {index} (developer): renderer {self.name!r} has no developer role; make it a system message")
+                raise RenderError(
+                    f"message {index} (developer): renderer {self.name!r} has no developer role; make it a system message"
+                )
 
     def open(self, out: Script, conversation: Conversation) -> int:
         """Beginning of text, all system messages, the tools."""
@@ -68,7 +80,9 @@ class DeepSeekV3(Family):
     def _write_tools(self, out: Script, tools: Sequence[ToolSpec]) -> None:
         out.text("\n\n## Tools\nYou have access to the following tools:\n")
         for tool in tools:
-            out.text(f"\n### {tool.name}\nDescription: {tool.description}\n\nParameters: {dump_json(tool.parameters)}\n")
+            out.text(
+                f"\n### {tool.name}\nDescription: {tool.description}\n\nParameters: {dump_json(tool.parameters)}\n"
+            )
         out.text("\nIMPORTANT: ALWAYS adhere to this exact format for tool use:\n")
         out.control(SECTION[0])
         out.control(CALL_BEGIN)

@@ -37,7 +37,18 @@ class Glm(Family):
     """An answer without a thought is `<think></think>` (4.5, 4.6, 5) or, in 4.7, `</think>` alone."""
     whole_declarations: bool = True
     """Tools are declared with `type` and `function` around them (4.x), or the function alone (5)."""
-    controls: ClassVar[tuple[str, ...]] = ("[gMASK]", "<sop>", USER, OBSERVATION, ASSISTANT, SYSTEM, *THINK, *CALL, *KEY, *VALUE)
+    controls: ClassVar[tuple[str, ...]] = (
+        "[gMASK]",
+        "<sop>",
+        USER,
+        OBSERVATION,
+        ASSISTANT,
+        SYSTEM,
+        *THINK,
+        *CALL,
+        *KEY,
+        *VALUE,
+    )
     stops: ClassVar[tuple[str, ...]] = (USER, OBSERVATION, "<|endoftext|>")
 
     @property
@@ -67,7 +78,9 @@ class Glm(Family):
         for tool in tools:
             declaration = tool.to_openai()
             out.text(dump_json(declaration if self.whole_declarations else declaration["function"]) + "\n")
-        out.text("</tools>\n\nFor each function call, output the function name and arguments within the following XML format:\n")
+        out.text(
+            "</tools>\n\nFor each function call, output the function name and arguments within the following XML format:\n"
+        )
         out.control(CALL[0])
         out.text("{function-name}" + self._line)
         for n in ("1", "2"):
@@ -102,7 +115,12 @@ class Glm(Family):
             out.control(RESPONSE[1])
         else:
             self.write_content(out, index, message.content)
-            if message.role == "user" and self.newlines and self.thinking == "disabled" and not message.text.endswith("/nothink"):
+            if (
+                message.role == "user"
+                and self.newlines
+                and self.thinking == "disabled"
+                and not message.text.endswith("/nothink")
+            ):
                 out.control("/nothink")
 
     def _write_role(self, out: Script, conversation: Conversation, index: int) -> None:
@@ -127,7 +145,12 @@ class Glm(Family):
         if self.thinking == "hybrid":
             self.begin_output(out, conversation, index)
         out.text(self._line)
-        opened = reasoning or self.open_in_history or (trains and self.thinking != "disabled") or (self.keep_thinking and self.thinking == "prefilled")
+        opened = (
+            reasoning
+            or self.open_in_history
+            or (trains and self.thinking != "disabled")
+            or (self.keep_thinking and self.thinking == "prefilled")
+        )
         if opened:
             out.control(THINK[0])
         if self.thinking == "prefilled":
@@ -146,10 +169,18 @@ class Glm(Family):
 
     def _write_stop(self, out: Script, conversation: Conversation, index: int) -> None:
         after = conversation.role_after(index)
-        if after == "tool" or (after is None and conversation.messages[index].tool_calls and not conversation.generating):
+        if after == "tool" or (
+            after is None and conversation.messages[index].tool_calls and not conversation.generating
+        ):
             out.control(OBSERVATION)
         elif after == "user" or (after is None and not conversation.generating):
             out.control(USER)
+
+    def close_answer(self, out: Script, *, last_token: int, ended: bool, next_role: str | None) -> None:
+        """The next role's token, where the model has not sampled that very one."""
+        wanted = {"user": USER, "tool": OBSERVATION}.get(next_role or "")
+        if wanted is not None and last_token != self.vocabulary.special_token(wanted):
+            out.control(wanted)
 
     def _write_call(self, out: Script, call: ToolCallPart) -> None:
         out.text(self._line)
@@ -213,7 +244,11 @@ def read_call(items: CallItems, tools: Sequence[ToolSpec]) -> Part:
             at += 1
             continue
         close = KEY[1] if item.name == KEY[0] else VALUE[1] if item.name == VALUE[0] else None
-        end = next((n for n in range(at + 1, len(items)) if items[n] == Control(close)), None) if close is not None else None
+        end = (
+            next((n for n in range(at + 1, len(items)) if items[n] == Control(close)), None)
+            if close is not None
+            else None
+        )
         if close is None or end is None or (item.name == VALUE[0]) != (key is not None):
             return UnparsedToolCallPart(written, f"{item.name} where none belongs, or never closed")
         text = "".join(inner if isinstance(inner, str) else inner.name for inner in items[at + 1 : end])

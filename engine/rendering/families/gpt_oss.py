@@ -106,7 +106,9 @@ class GptOss(Family):
         elif message.role == "tool":
             name, _ = answered_call(conversation.messages, index)
             if name is None:
-                raise RenderError(f"message {index} (tool): Harmony writes the tool's name, and neither the result nor a call before it has one")
+                raise RenderError(
+                    f"message {index} (tool): Harmony writes the tool's name, and neither the result nor a call before it has one"
+                )
             out.mark(index, Kind.HEADER)
             out.control(START)
             out.text(f"functions.{name} to=assistant")
@@ -125,7 +127,9 @@ class GptOss(Family):
     def _write_answer(self, out: Script, conversation: Conversation, index: int) -> None:
         message = conversation.messages[index]
         last = conversation.is_last(index) and not conversation.generating
-        final_follows = any(later.role == "assistant" and not later.tool_calls for later in conversation.messages[index + 1 :])
+        final_follows = any(
+            later.role == "assistant" and not later.tool_calls for later in conversation.messages[index + 1 :]
+        )
         keeps = last or (bool(message.tool_calls) and not final_follows)
         blocks: list[tuple[str, str, str]] = []
         if message.thinking and keeps:
@@ -161,6 +165,11 @@ class GptOss(Family):
             out.text(dump_json(call.arguments))
             out.control(CALL)
 
+    def close_answer(self, out: Script, *, last_token: int, ended: bool, next_role: str | None) -> None:
+        """An answer that was cut short is closed by `<|end|>`; only the model itself returns."""
+        if not ended:
+            out.control(END)
+
     def write_generation(self, out: Script, conversation: Conversation, role: Role) -> None:
         """`<|start|>assistant`: the channel is the model's choice."""
         out.mark(len(conversation.messages), Kind.HEADER)
@@ -173,7 +182,9 @@ class GptOss(Family):
         """Harmony is no grammar of this kind; see `HarmonyParser`."""
         return AnswerGrammar(stops=self.stops)
 
-    def stream_parser(self, *, tools: Sequence[ToolSpec] = (), prefill: str = "", after_tool: bool = False) -> StreamParser:
+    def stream_parser(
+        self, *, tools: Sequence[ToolSpec] = (), prefill: str = "", after_tool: bool = False
+    ) -> StreamParser:
         """A parser of channels."""
         parser = HarmonyParser(self.vocabulary)
         if prefill:

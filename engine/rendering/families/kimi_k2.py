@@ -13,7 +13,15 @@ import attrs
 
 from engine.rendering.families.deepseekv3 import split_calls
 from engine.rendering.images import image_chunk, image_size, kimi_tokens
-from engine.rendering.messages import ImagePart, Part, RenderError, Role, ToolCallPart, ToolResultPart, UnparsedToolCallPart
+from engine.rendering.messages import (
+    ImagePart,
+    Part,
+    RenderError,
+    Role,
+    ToolCallPart,
+    ToolResultPart,
+    UnparsedToolCallPart,
+)
 from engine.rendering.parsing import AnswerGrammar, CallItems, Control
 from engine.rendering.renderer import Conversation, Family, answered_call, visible
 from engine.rendering.script import Kind, Script
@@ -119,7 +127,11 @@ class Kimi(Family):
     def _last_dropped(self, conversation: Conversation) -> int:
         """Index of the last answer without tool calls; what is trained now is not yet history."""
         end = len(conversation.messages) - (0 if conversation.generating else 1)
-        answers = (n for n in range(end - 1, -1, -1) if conversation.messages[n].role == "assistant" and not conversation.messages[n].tool_calls)
+        answers = (
+            n
+            for n in range(end - 1, -1, -1)
+            if conversation.messages[n].role == "assistant" and not conversation.messages[n].tool_calls
+        )
         return next(answers, -1)
 
     def _write_calls(self, out: Script, calls: Sequence[ToolCallPart], first: int) -> None:

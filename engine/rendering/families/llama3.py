@@ -44,12 +44,18 @@ class Llama3(Family):
             if message.thinking is not None:
                 raise RenderError(f"message {index} (assistant): renderer {self.name!r} has no place for thinking")
             if len(message.tool_calls) > 1:
-                raise RenderError(f"message {index} (assistant): Llama 3 makes one tool call at a time, not {len(message.tool_calls)}")
+                raise RenderError(
+                    f"message {index} (assistant): Llama 3 makes one tool call at a time, not {len(message.tool_calls)}"
+                )
             if message.tool_calls and message.text.strip():
-                raise RenderError(f"message {index} (assistant): Llama 3's tool call is the whole answer, so it cannot stand beside text")
+                raise RenderError(
+                    f"message {index} (assistant): Llama 3's tool call is the whole answer, so it cannot stand beside text"
+                )
         first = 1 if conversation.leading_system is not None else 0
         if conversation.tools and (len(messages) <= first or messages[first].role != "user"):
-            raise RenderError(f"message {first}: Llama 3 declares tools in the first user message, and this conversation does not begin with one")
+            raise RenderError(
+                f"message {first}: Llama 3 declares tools in the first user message, and this conversation does not begin with one"
+            )
 
     def open(self, out: Script, conversation: Conversation) -> int:
         """Beginning of text, and the preamble with the system message in it."""
@@ -79,7 +85,11 @@ class Llama3(Family):
         """A message of any role; a tool's answers as `ipython`, as a JSON string."""
         message = conversation.messages[index]
         self._header(out, index, "ipython" if message.role == "tool" else message.role)
-        if conversation.tools and message.role == "user" and not any(m.role == "user" for m in conversation.messages[:index]):
+        if (
+            conversation.tools
+            and message.role == "user"
+            and not any(m.role == "user" for m in conversation.messages[:index])
+        ):
             out.mark(-1, Kind.FRAME)
             out.text(_TOOLS_INTRODUCTION)
             for tool in conversation.tools:

@@ -10,12 +10,12 @@ from typing import Any, ClassVar, Literal
 
 import attrs
 
-from engine.rendering.families.chatml import CALL, IM_END, IM_START, ChatML
+from engine.rendering.families.chatml import CALL, IM_START, ChatML
 from engine.rendering.families.qwen3 import THINK
-from engine.rendering.families.qwen3_5 import read_xml_call, trimmed, write_xml_tools, xml_call
+from engine.rendering.families.qwen3_5 import read_xml_call, write_xml_tools, xml_call
 from engine.rendering.messages import RenderError, Role
 from engine.rendering.parsing import NOTHING, ONE_NEWLINE, WHITESPACE, AnswerGrammar
-from engine.rendering.renderer import Conversation, visible
+from engine.rendering.renderer import Conversation
 from engine.rendering.script import Kind, Script
 from engine.rendering.tools import ToolSpec, dump_json
 
@@ -80,7 +80,11 @@ class Nemotron3(ChatML):
         """A block in every answer; what is trained begins as the generation prompt does."""
         message = conversation.messages[index]
         kept = self.keep_thinking or index >= conversation.last_user
-        reasoning = message.thinking if kept and self.thinking != "disabled" and message.thinking and message.thinking.strip() else None
+        reasoning = (
+            message.thinking
+            if kept and self.thinking != "disabled" and message.thinking and message.thinking.strip()
+            else None
+        )
         newline = "" if self.ultra else "\n"
         out.mark(index, Kind.PREFILL)
         out.control(THINK[0])
@@ -106,7 +110,13 @@ class Nemotron3(ChatML):
     def _write_said(self, out: Script, conversation: Conversation, index: int, after: str) -> None:
         message = conversation.messages[index]
         written = after + message.text
-        bare = message.tool_calls and not after and not self.ultra and index < conversation.last_user and not self.keep_thinking
+        bare = (
+            message.tool_calls
+            and not after
+            and not self.ultra
+            and index < conversation.last_user
+            and not self.keep_thinking
+        )
         said = written.strip() if bare else written.rstrip()
         out.text(said)
         if message.tool_calls:
@@ -195,5 +205,3 @@ def _others(fields: Mapping[str, Any], known: Sequence[str]) -> str:
             text = dump_json(value) if isinstance(value, (dict, list, tuple)) else str(value)
             written.append(f"\n<{key}>{text}</{key}>")
     return "".join(written)
-
-

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 import attrs
 
-from engine.rendering.families.chatml import CALL, IM_END, IM_START, ChatML, read_json_call
+from engine.rendering.families.chatml import CALL, IM_START, ChatML, read_json_call
 from engine.rendering.images import image_chunk, image_size, qwen_vl_tokens
 from engine.rendering.messages import ImagePart, Message, Part, Role, TextPart
 from engine.rendering.parsing import NEWLINES, NOTHING, ONE_NEWLINE, AnswerGrammar

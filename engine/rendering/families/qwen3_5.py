@@ -34,9 +34,11 @@ _EXAMPLE = (
 )
 _IMPORTANT = (
     "\n\n<IMPORTANT>\nReminder:\n- Function calls MUST follow the specified format: an inner <function=...></function> block must be nested within ",
-    " XML tags\n- Required parameters MUST be specified\n- You may provide optional reasoning for your function call in natural language BEFORE "
-    "the function call, but NOT after\n- If there is no function call available, answer the question like normal with your current knowledge and "
-    "do not tell the user about function calls\n</IMPORTANT>",
+    (
+        " XML tags\n- Required parameters MUST be specified\n- You may provide optional reasoning for your function call in natural language BEFORE "
+        "the function call, but NOT after\n- If there is no function call available, answer the question like normal with your current knowledge and "
+        "do not tell the user about function calls\n</IMPORTANT>"
+    ),
 )
 
 
@@ -66,7 +68,9 @@ class Qwen35(Qwen3):
         """The template refuses system messages elsewhere than at the start."""
         for index, message in enumerate(conversation.messages):
             if index and message.role == "system":
-                raise RenderError(f"message {index} (system): renderer {self.name!r} takes a system message at the start alone")
+                raise RenderError(
+                    f"message {index} (system): renderer {self.name!r} takes a system message at the start alone"
+                )
             if message.role == "system" and message.images:
                 raise RenderError(f"message {index} (system): a system message cannot hold images")
 
@@ -102,7 +106,9 @@ class Qwen35(Qwen3):
         """Thinking where it is kept, content, calls."""
         message = conversation.messages[index]
         if self.keeps_thinking(conversation, index):
-            self.write_thinking(out, conversation, index, "" if self.thinking == "disabled" else (message.thinking or "").strip())
+            self.write_thinking(
+                out, conversation, index, "" if self.thinking == "disabled" else (message.thinking or "").strip()
+            )
         else:
             self.begin_output(out, conversation, index)
         said = trimmed(visible(message.content))
@@ -185,6 +191,3 @@ def _argument(value: Any, *, python_words: bool) -> str:
 def read_xml_call(items: CallItems, tools: Sequence[ToolSpec]) -> Sequence[Part]:
     """The call in the body of one pair of tags."""
     return (call_from_xml("".join(item if isinstance(item, str) else item.name for item in items), tools),)
-
-
-

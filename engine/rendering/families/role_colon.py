@@ -71,6 +71,15 @@ class RoleColon(Family):
             out.text("User:")
             out.cut()
 
+    def close_answer(self, out: Script, *, last_token: int, ended: bool, next_role: str | None) -> None:
+        """The stop string is the header of the user's message, so nobody else can speak next."""
+        if next_role not in ("user", None):
+            raise RenderError(
+                f"after an answer in 'role_colon' the user speaks, not {next_role!r}: its stop is the user's header"
+            )
+        if not ended:
+            out.text(STOP)
+
     def write_generation(self, out: Script, conversation: Conversation, role: Role) -> None:
         """`Assistant:`, without the space: the model writes that."""
         if role == "user" and conversation.messages and conversation.messages[-1].role == "assistant":
