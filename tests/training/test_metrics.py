@@ -63,10 +63,12 @@ def test_one_token_with_all_the_weight_counts_as_one_sample() -> None:
     assert found["optim/effective_sample_size"] == pytest.approx(1 / 8)
 
 
-def test_a_step_in_parts_is_the_step() -> None:
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_step_in_parts_is_the_step(order: int) -> None:
+    """Whether the largest weight comes first or last."""
     data, logprobs = policy_data(4)
     sums = StepSums(clip_high=0.28)
-    for part in (slice(0, 2), slice(2, 2), slice(2, 3), slice(3, 4)):
+    for part in (slice(0, 2), slice(2, 2), slice(2, 3), slice(3, 4))[::order]:
         sums.add(data[part], logprobs[part])
     assert sums.metrics() == pytest.approx(step_metrics(data, logprobs, clip_high=0.28))
 
