@@ -165,6 +165,12 @@ class Service:
     def __call__(self, *_, **__):
         return self
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return False
+
     async def create_lora_training_client_async(self, *_, **__):
         return Trainer(self)
 
