@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -18,6 +19,7 @@ from engine.backends import Completion, ModelInput
 from engine.backends.simulated import LogNormal, SamplerModel, SimulatedBackend, TrainerModel
 from engine.runtime import ActorsFailed
 from engine.runtime.seeds import derive_seed
+from engine.storage.files import read_lines
 from engine.training.trajectories import Trajectory
 from envs.contracts import Env, GroupBuilder, Observation, Step
 
@@ -256,3 +258,30 @@ def check_complete(result: RunResult, backend: SimulatedBackend, schedule: Sched
     assert len(set(trained)) == len(trained) == sum(row["optim/datums"] for row in result.rows)
     calls = [entry.call for entry in backend.log.training]
     assert calls.count("optim_step") == steps
+
+
+def training_of(backend: SimulatedBackend) -> dict[int, tuple[Any, ...]]:
+    """What each step trained on: digests of its datums in order, by version."""
+    assert backend.log is not None
+    return {
+        entry.version: backend.log.trained(entry.version)
+        for entry in backend.log.training
+        if entry.call == "optim_step"
+    }
+
+
+def check_directory(path: Path, steps: int, groups_per_step: int) -> None:
+    """The files of a complete run, however often it was resumed: no step missing or twice, no ticket trained twice."""
+    assert [row["step"] for row in read_lines(path / "metrics.jsonl")] == list(range(steps))
+    samples = [row["step"] for row in read_lines(path / "samples.jsonl")]
+    assert samples == sorted(samples)
+    assert set(samples) == set(range(steps))
+    trained: dict[int, list[int]] = {}
+    for event in read_lines(path / "events.jsonl"):
+        if event["event"] == "trained":
+            trained.setdefault(event["step"], []).append(event["ticket"])
+    last = {step: tickets[-groups_per_step:] for step, tickets in trained.items()}  # done again after a resume
+    assert sorted(last) == list(range(steps))
+    tickets = [ticket for step in range(steps) for ticket in last[step]]
+    assert len(set(tickets)) == len(tickets) == steps * groups_per_step
+    assert not list(path.glob("checkpoints/.*")), "a half-written checkpoint is left"
