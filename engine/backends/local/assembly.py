@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import attrs
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from engine.backends.local.generic import GenericNetwork
 from engine.backends.local.llama import LlamaNetwork, LlamaShape, Rope, adapter_units, base_units
 from engine.backends.local.network import Network
+from engine.backends.local.packing import Packed, apart
 from engine.backends.local.parameters import Layout, Trainable
 from engine.backends.local.states import model_mark
 
@@ -176,5 +178,7 @@ def _difference(
     tokens_B_T = torch.randint(vocab_size, (2, 24), generator=generator)
     theirs = module(input_ids=tokens_B_T.to(device), use_cache=False).logits.float().log_softmax(-1)
     bound = network.bind(trainable.leaves())
-    ours = bound.logits(bound.hidden(tokens_B_T.to(device))).log_softmax(-1)
+    sequences = list(tokens_B_T.numpy().astype(np.int32))
+    packed = Packed.of(apart(sequences), sequences, device)
+    ours = bound.logits(bound.hidden(packed)).log_softmax(-1).view(theirs.shape)
     return float((ours - theirs).abs().max())

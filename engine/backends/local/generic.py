@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from engine.backends.errors import BackendError
 from engine.backends.local.network import Prefix, pad
+from engine.backends.local.packing import Pack
 from engine.backends.local.parameters import Unit
 from engine.backends.values import Tokens
 
@@ -27,6 +28,7 @@ class GenericNetwork:
     """A Hugging Face module. `names` maps the trainable tensors' names to the module's own."""
 
     units: Sequence[Unit] = ()
+    shares_prefixes = False
 
     def __init__(self, module: nn.Module, names: Mapping[str, str]) -> None:
         self.module = module
@@ -76,9 +78,15 @@ class BoundGeneric:
         """An empty batch."""
         return GenericBatch(self)
 
-    def target_logprobs(self, inputs: Sequence[Tokens], targets_N: Tensor, active_N: Tensor) -> Tensor:  # noqa: ARG002
-        """Log-probabilities (N,) of the token that follows each position."""
-        tokens_B_T, lengths_B = pad(inputs, self.device)
+    def target_logprobs(
+        self,
+        sequences: Sequence[Tokens],
+        pack: Pack,
+        targets_N: Tensor,
+        active_N: Tensor,  # noqa: ARG002
+    ) -> Tensor:
+        """Log-probabilities (N,) of a target at each position of the pack's sequences."""
+        tokens_B_T, lengths_B = pad([sequences[member] for member in pack.members], self.device)
         present_B_T = torch.arange(tokens_B_T.shape[1], device=self.device) < lengths_B[:, None]
         output = self.call(input_ids=tokens_B_T, attention_mask=present_B_T.long(), use_cache=False)
         logits_N_V = output.logits[present_B_T].float()
@@ -100,6 +108,9 @@ class GenericBatch:
     def __init__(self, bound: BoundGeneric) -> None:
         self._bound = bound
         self._rows: list[tuple[_Cohort, int]] = []
+
+    def reserve(self, rows: int, length: int) -> None:
+        """Nothing to do: Hugging Face's caches grow by themselves."""
 
     def add(self, prefix: Prefix, count: int) -> None:
         """Appends `count` rows that go on from `prefix`."""

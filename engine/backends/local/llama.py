@@ -3,11 +3,13 @@
 It computes what Hugging Face's modules compute (a check at loading compares the two) with fewer and larger operations, and, unlike a
 module, it takes its weights as an argument: that is how a sampler serves several versions at once.
 
-Dimension suffixes: `B` rows, `T` positions, `H` hidden, `V` vocabulary, `D` head dimension, `K` key-value heads, `L` layers.
+Dimension suffixes: `B` rows, `T` positions, `H` hidden, `V` vocabulary, `D` head dimension, `K` key-value heads, `L` layers,
+`U` positions that are computed (see `packing`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import attrs
@@ -15,7 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from engine.backends.local.network import Prefix, pad, target_logprobs
+from engine.backends.local.kernels import rms_norm, swiglu, turn_heads
+from engine.backends.local.network import DecodeBatch, Prefix, target_logprobs
+from engine.backends.local.packing import Pack, Packed, apart
 from engine.backends.local.parameters import Unit
 from engine.backends.values import Tokens
 
@@ -120,7 +124,7 @@ class Rope:
     def _signed(self, length: int) -> tuple[Tensor, Tensor]:
         cos_T_D, sin_T_D = self._compute(length)
         half = sin_T_D.shape[-1] // 2
-        # rotate_half(x)·sin = swap_halves(x)·(-sin, sin): the sign is paid once, here.
+        # The sign that swapping a head's halves takes is paid once, here.
         return cos_T_D.contiguous(), torch.cat((-sin_T_D[:, :half], sin_T_D[:, half:]), -1)
 
     def tables(self, length: int) -> tuple[Tensor, Tensor]:
@@ -130,12 +134,6 @@ class Rope:
         return self._tables
 
 
-def rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-    """Rotary position embedding of heads (..., heads, D)."""
-    first, second = x.chunk(2, -1)
-    return x * cos + torch.cat((second, first), -1) * signed_sin
-
-
 class LlamaNetwork:
     """The architecture, with the weights that training does not change (all of them, where adapters are trained)."""
 
@@ -143,6 +141,7 @@ class LlamaNetwork:
         self.shape = shape
         self._frozen = frozen
         self.rope = rope
+        self.shares_prefixes = True
         self.units: Sequence[Unit] = base_units(shape) if shape.lora_scale is None else adapter_units(shape)
 
     def bind(self, weights: Mapping[Unit, Tensor]) -> BoundLlama:
@@ -181,36 +180,29 @@ class BoundLlama:
         return Projection(weight, bias, (down, up if widths is None else _block_diagonal(up, widths)))
 
     def prefill(self, prompts: Sequence[Tokens]) -> list[Prefix]:
-        """Reads prompts together; each prefix keeps its keys and values, (L, 2K, T, D)."""
-        tokens_B_T, lengths_B = pad(prompts, self.embedding.device)
+        """Reads prompts together; each prefix keeps its keys and values, (L, 2, K, T, D)."""
+        packed = Packed.of(apart(prompts), prompts, self.embedding.device)
+        rows, length = packed.own_shape
         caches: list[Tensor] = []
-        hidden_B_T_H = self.hidden(tokens_B_T, caches)
-        rows_B = torch.arange(len(prompts), device=lengths_B.device)
-        logits_B_V = self.logits(hidden_B_T_H[rows_B, lengths_B - 1])
-        cache_L_B_T_K_D = torch.stack(caches)
+        hidden_U_H = self.hidden(packed, caches)
+        ends_B = torch.tensor([row * length + len(prompt) - 1 for row, prompt in enumerate(prompts)])
+        logits_B_V = self.logits(hidden_U_H[ends_B.to(hidden_U_H.device)])
+        cache = torch.stack(caches).view(len(caches), 2, rows, length, -1, self.shape.head_dim).transpose(3, 4)
         return [
-            Prefix(len(prompt), cache_L_B_T_K_D[:, row, : len(prompt)].transpose(1, 2).contiguous(), logits_B_V[row])
+            Prefix(len(prompt), cache[:, :, row, :, : len(prompt)].contiguous(), logits_B_V[row])
             for row, prompt in enumerate(prompts)
         ]
 
-    def decode_batch(self) -> LlamaBatch:
+    def decode_batch(self) -> DecodeBatch:
         """An empty batch."""
+        from engine.backends.local.llama_batch import LlamaBatch  # needs this class in turn
+
         return LlamaBatch(self)
 
-    def target_logprobs(self, inputs: Sequence[Tokens], targets_N: Tensor, active_N: Tensor) -> Tensor:
-        """Log-probabilities (N,) of the token that follows each position; gradients only where `active_N`."""
-        tokens_B_T, lengths_B = pad(inputs, self.embedding.device)
-        hidden_B_T_H = self.hidden(tokens_B_T)
-        present_B_T = torch.arange(tokens_B_T.shape[1], device=lengths_B.device) < lengths_B[:, None]
-        hidden_N_H = hidden_B_T_H[present_B_T]
-        if not torch.is_grad_enabled():
-            return target_logprobs(hidden_N_H, self.head, targets_N)
-        logprobs_N = torch.empty(len(targets_N), device=targets_N.device)
-        with torch.no_grad():
-            logprobs_N[~active_N] = target_logprobs(hidden_N_H[~active_N], self.head, targets_N[~active_N])
-        return logprobs_N.masked_scatter(
-            active_N, target_logprobs(hidden_N_H[active_N], self.head, targets_N[active_N])
-        )
+    def target_logprobs(self, sequences: Sequence[Tokens], pack: Pack, targets_N: Tensor, active_N: Tensor) -> Tensor:
+        """Log-probabilities (N,) of a target at each position of the pack's sequences; gradients only where `active_N`."""
+        packed = Packed.of(pack, sequences, self.embedding.device)
+        return target_logprobs(self.hidden(packed), self.head, packed.rows_N, targets_N, active_N)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """What follows, (..., V), float32."""
@@ -222,104 +214,50 @@ class BoundLlama:
 
     def mlp(self, layer: Layer, x: Tensor) -> Tensor:
         """The block's second half, residual included."""
-        gate, up = layer.gate_up(functional.rms_norm(x, x.shape[-1:], layer.norm_mlp, self.shape.eps)).chunk(2, -1)
-        return x + layer.down(functional.silu(gate) * up)
+        return x + layer.down(swiglu(layer.gate_up(rms_norm(x, layer.norm_mlp, self.shape.eps))))
 
-    def hidden(self, tokens_B_T: Tensor, caches: list[Tensor] | None = None) -> Tensor:
-        """The last layer's output behind the final norm, (B, T, H). `caches` collects each layer's (B, T, 2K, D)."""
+    def hidden(self, packed: Packed, caches: list[Tensor] | None = None) -> Tensor:
+        """The last layer's output behind the final norm, (U, H). `caches` collects each layer's keys and values, (2, U, K, D)."""
         shape = self.shape
-        length = tokens_B_T.shape[1]
-        cos_T_D, sin_T_D = (table[:length, None] for table in self.rope(length))
-        x = functional.embedding(tokens_B_T, self.embedding)
+        reach = sum(length for _, length in (packed.prefix_shape, packed.own_shape))
+        cos_U_D, sin_U_D = (table[packed.positions_U, None] for table in self.rope(reach))
+        unseen = packed.hidden_B_T_S
+        mask = None if unseen is None else torch.where(unseen, -torch.inf, 0.0).to(self.embedding.dtype)[:, None]
+        x = functional.embedding(packed.tokens_U, self.embedding)
         for layer in self.layers:
-            qkv = layer.qkv(functional.rms_norm(x, x.shape[-1:], layer.norm_in, shape.eps))
-            qkv = qkv.view(*x.shape[:-1], -1, shape.head_dim)
-            turned, values = qkv.tensor_split((shape.heads + shape.kv_heads,), -2)
-            turned = rotate(turned, cos_T_D, sin_T_D)
-            queries, keys = turned.tensor_split((shape.heads,), -2)
+            qkv = layer.qkv(rms_norm(x, layer.norm_in, shape.eps)).view(len(x), -1, shape.head_dim)
+            queries, keys, values = turn_heads(qkv, shape.heads, shape.kv_heads, cos_U_D, sin_U_D)
             if caches is not None:
-                caches.append(torch.cat((keys, values), -2))
-            if shape.heads != shape.kv_heads:
-                keys, values = (part.repeat_interleave(shape.heads // shape.kv_heads, -2) for part in (keys, values))
-            mixed = functional.scaled_dot_product_attention(
-                queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), is_causal=True
-            )
-            x = x + layer.out(mixed.transpose(1, 2).flatten(-2))
+                caches.append(torch.stack((keys, values)))
+            x = x + layer.out(attend(queries, keys, values, packed, mask).flatten(1))
             x = self.mlp(layer, x)
-        return functional.rms_norm(x, x.shape[-1:], self.norm, shape.eps)
+        return rms_norm(x, self.norm, shape.eps)
 
 
-class LlamaBatch:
-    """Rows decoded together. One cache (L, B, 2K, T, D) holds keys and values; rows and positions beyond what is in use are spare room.
+def attend(queries: Tensor, keys: Tensor, values: Tensor, packed: Packed, mask: Tensor | None) -> Tensor:
+    """Causal attention in a pack, each (U, heads, D): prefixes among themselves, own tokens to their prefix and themselves."""
+    if keys.shape[1] != queries.shape[1]:
+        keys, values = (part.repeat_interleave(queries.shape[1] // part.shape[1], 1) for part in (keys, values))
+    before = len(queries) - math.prod(packed.own_shape)
+    queries_own, keys_own, values_own = (
+        part[before:].view(*packed.own_shape, *part.shape[1:]) for part in (queries, keys, values)
+    )
+    if mask is None:
+        return _attention(queries_own, keys_own, values_own, None)
+    queries_first, keys_first, values_first = (
+        part[:before].view(*packed.prefix_shape, *part.shape[1:]) for part in (queries, keys, values)
+    )
+    keys_seen, values_seen = (
+        torch.cat((first.index_select(0, packed.family_B), own), 1)
+        for first, own in ((keys_first, keys_own), (values_first, values_own))
+    )
+    first_U = _attention(queries_first, keys_first, values_first, None)
+    return torch.cat((first_U, _attention(queries_own, keys_seen, values_seen, mask)))
 
-    Each row has its own length: a mask of zeros and minus infinity hides what lies behind it.
-    """
 
-    def __init__(self, bound: BoundLlama) -> None:
-        self._bound = bound
-        self._lengths: list[int] = []
-        head = bound.head
-        self._cache = head.new_empty(bound.shape.layers, 0, 2 * bound.shape.kv_heads, 0, bound.shape.head_dim)
-        self._mask_B_T = head.new_empty(0, 0)
-
-    def add(self, prefix: Prefix, count: int) -> None:
-        """Appends `count` rows that go on from `prefix`."""
-        first, last = len(self._lengths), len(self._lengths) + count
-        self._lengths += [prefix.length] * count
-        self._reserve(last, prefix.length + 1)
-        kv = prefix.state
-        if not isinstance(kv, Tensor):
-            raise TypeError("this prefix was made by another network")
-        self._cache[:, first:last, :, : prefix.length] = kv[:, None]
-        self._mask_B_T[first:last] = -torch.inf
-        self._mask_B_T[first:last, : prefix.length] = 0
-
-    def drop(self, row: int) -> None:
-        """Removes a row; the last row takes its place."""
-        last = len(self._lengths) - 1
-        if row != last:
-            length = self._lengths[last]
-            self._cache[:, row, :, :length] = self._cache[:, last, :, :length]
-            self._mask_B_T[row] = self._mask_B_T[last]
-            self._lengths[row] = length
-        self._lengths.pop()
-
-    def step(self, tokens_B: Tensor) -> Tensor:
-        """Appends one token to each row and gives what follows, logits_B_V in float32."""
-        bound, shape, rows = self._bound, self._bound.shape, len(self._lengths)
-        reach = max(self._lengths) + 1
-        self._reserve(rows, reach)
-        rows_B = torch.arange(rows, device=tokens_B.device)
-        position_B = torch.tensor(self._lengths, device=tokens_B.device)
-        self._mask_B_T[rows_B, position_B] = 0
-        mask = self._mask_B_T[:rows, None, None, :reach]
-        cos_B_D, sin_B_D = (table[position_B, None] for table in bound.rope(reach))
-        groups = (shape.kv_heads, shape.heads // shape.kv_heads)
-        x = functional.embedding(tokens_B, bound.embedding)
-        for layer, cache in zip(bound.layers, self._cache, strict=True):
-            qkv = layer.qkv(functional.rms_norm(x, x.shape[-1:], layer.norm_in, shape.eps))
-            qkv = qkv.view(*x.shape[:-1], -1, shape.head_dim)
-            turned, values = qkv.tensor_split((shape.heads + shape.kv_heads,), -2)
-            turned = rotate(turned, cos_B_D, sin_B_D)
-            cache[rows_B, :, position_B] = torch.cat((turned[:, shape.heads :], values), 1)
-            keys, values = cache[:rows, :, :reach].chunk(2, 1)
-            # The queries that share a key-value head stand where positions usually do: nothing is repeated.
-            queries = turned[:, : shape.heads].view(rows, *groups, shape.head_dim)
-            mixed = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
-            x = x + layer.out(mixed.flatten(1))
-            x = bound.mlp(layer, x)
-        self._lengths = [length + 1 for length in self._lengths]
-        return bound.logits(functional.rms_norm(x, x.shape[-1:], bound.norm, shape.eps))
-
-    def _reserve(self, rows: int, length: int) -> None:
-        """Makes room; grows by half at least, so that copying stays a small share."""
-        layers, had_rows, heads, had_length, width = self._cache.shape
-        if rows <= had_rows and length <= had_length:
-            return
-        new_rows = had_rows if rows <= had_rows else max(rows, had_rows + had_rows // 2)
-        new_length = had_length if length <= had_length else max(length + 31, had_length + had_length // 2)
-        cache = self._cache.new_zeros(layers, new_rows, heads, new_length, width)
-        cache[:, :had_rows, :, :had_length] = self._cache
-        mask_B_T = self._mask_B_T.new_full((new_rows, new_length), -torch.inf)
-        mask_B_T[:had_rows, :had_length] = self._mask_B_T
-        self._cache, self._mask_B_T = cache, mask_B_T
+def _attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of (B, T, heads, D), causal where no mask is given; (B · T, heads, D)."""
+    mixed = functional.scaled_dot_product_attention(
+        queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), attn_mask=mask, is_causal=mask is None
+    )
+    return mixed.transpose(1, 2).flatten(0, 1)

@@ -4,18 +4,20 @@ A `Network` knows the architecture; `bind` gives it weights. The trainer binds i
 binds each snapshot's tensors; weights that no training changes are shared by all of them. Two ways to compute: `llama`, written
 out for the Llama family, and `generic`, through the Hugging Face module of any causal language model.
 
-Dimension suffixes: `B` sequences (rows) of a batch, `T` positions, `V` vocabulary, `N` positions of several sequences in one line.
+Dimension suffixes: `B` sequences (rows) of a batch, `T` positions, `V` vocabulary, `N` positions of several sequences in one line,
+`U` positions that are computed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import attrs
 import torch
 from torch import Tensor
 
+from engine.backends.local.packing import Pack
 from engine.backends.local.parameters import Unit
 from engine.backends.values import Tokens
 
@@ -33,6 +35,10 @@ class Prefix:
 
 class DecodeBatch(Protocol):
     """Sequences being decoded together under the same weights. A row is a sequence."""
+
+    def reserve(self, rows: int, length: int) -> None:
+        """Says how many rows of what length are to be expected, so that room need not be made bit by bit."""
+        ...
 
     def add(self, prefix: Prefix, count: int) -> None:
         """Appends `count` rows that go on from `prefix`."""
@@ -58,16 +64,21 @@ class Bound(Protocol):
         """An empty batch."""
         ...
 
-    def target_logprobs(self, inputs: Sequence[Tokens], targets_N: Tensor, active_N: Tensor) -> Tensor:
-        """Log-probabilities (N,) of the token that follows each position of each input, float32.
+    def target_logprobs(self, sequences: Sequence[Tokens], pack: Pack, targets_N: Tensor, active_N: Tensor) -> Tensor:
+        """Log-probabilities (N,), float32, of a target at each position of each of the pack's sequences, in the pack's order.
 
-        Gradients flow only through positions where `active_N` is true.
+        Gradients need to flow only through positions where `active_N` is true.
         """
         ...
 
 
 class Network(Protocol):
     """An architecture without its trainable weights."""
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether a pack's common beginnings are computed once."""
+        ...
 
     @property
     def units(self) -> Sequence[Unit]:
@@ -88,46 +99,49 @@ def pad(sequences: Sequence[Tokens], device: torch.device) -> tuple[Tensor, Tens
     return tokens_B_T.to(device), lengths_B.to(device)
 
 
-def microbatches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices of sequences, in parts whose padded size (count · longest) stays within `budget`; a longer one goes alone.
-
-    Sorted by length, so that little is padded. How the sequences are split has no effect on a sum over tokens.
-    """
-    parts: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
-        if parts and lengths[index] * (len(parts[-1]) + 1) <= budget:
-            parts[-1].append(index)
-        else:
-            parts.append([index])
-    return parts
-
-
 class _TargetLogprobs(torch.autograd.Function):
-    """log softmax(h·Wᵀ) at the target token, with the vocabulary-sized arrays kept to one and reused by the backward pass."""
+    """log softmax(h·Wᵀ) at target tokens, with the vocabulary-sized arrays kept to one, which the backward pass uses up."""
 
     @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx, hidden_N_H: Tensor, head_V_H: Tensor, targets_N: Tensor
-    ) -> Tensor:
-        logits_N_V = (hidden_N_H @ head_V_H.T).float()
-        total_N = logits_N_V.logsumexp(-1)
-        ctx.save_for_backward(hidden_N_H, head_V_H, targets_N, logits_N_V, total_N)
-        return logits_N_V.gather(-1, targets_N[:, None])[:, 0] - total_N
+    def forward(ctx: Any, hidden_U_H: Tensor, head_V_H: Tensor, rows_N: Tensor, targets_N: Tensor) -> Tensor:
+        logits_U_V = (hidden_U_H @ head_V_H.T).float()
+        total_U = logits_U_V.logsumexp(-1)
+        ctx.save_for_backward(hidden_U_H, head_V_H, rows_N, targets_N, logits_U_V, total_U)
+        return logits_U_V[rows_N, targets_N] - total_U[rows_N]
 
     @staticmethod
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, gradient_N: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, None]:
-        hidden_N_H, head_V_H, targets_N, logits_N_V, total_N = ctx.saved_tensors  # type: ignore[attr-defined]
-        slope_N_V = (logits_N_V - total_N[:, None]).exp_().mul_(-gradient_N[:, None])
-        slope_N_V.scatter_add_(-1, targets_N[:, None], gradient_N[:, None])
-        slope_N_V = slope_N_V.to(hidden_N_H.dtype)
-        to_hidden = slope_N_V @ head_V_H if ctx.needs_input_grad[0] else None  # type: ignore[attr-defined]
-        to_head = slope_N_V.T @ hidden_N_H if ctx.needs_input_grad[1] else None  # type: ignore[attr-defined]
-        return to_hidden, to_head, None
+    def backward(ctx: Any, gradient_N: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        hidden_U_H, head_V_H, rows_N, targets_N, logits_U_V, total_U = ctx.saved_tensors
+        gradient_U = torch.zeros_like(total_U).index_add_(0, rows_N, gradient_N)
+        slope_U_V = logits_U_V.sub_(total_U[:, None]).exp_().mul_(-gradient_U[:, None])
+        slope_U_V.index_put_((rows_N, targets_N), gradient_N, accumulate=True)
+        slope_U_V = slope_U_V.to(hidden_U_H.dtype)
+        to_hidden = slope_U_V @ head_V_H if ctx.needs_input_grad[0] else None
+        to_head = slope_U_V.T @ hidden_U_H if ctx.needs_input_grad[1] else None
+        return to_hidden, to_head, None, None
 
 
-def target_logprobs(hidden_N_H: Tensor, head_V_H: Tensor, targets_N: Tensor) -> Tensor:
-    """Log-probabilities (N,) of `targets_N` under the output head, float32."""
-    result: Tensor = _TargetLogprobs.apply(hidden_N_H, head_V_H, targets_N)  # type: ignore[no-untyped-call]
+def target_logprobs(
+    hidden_U_H: Tensor, head_V_H: Tensor, rows_N: Tensor, targets_N: Tensor, active_N: Tensor
+) -> Tensor:
+    """Log-probability (N,), float32, of each target under the output head at position `rows_N` of `hidden_U_H`.
+
+    What follows a position is computed once, however many targets it has, and only where there are any. Gradients flow through
+    targets where `active_N` is true; may be differentiated once.
+    """
+    if torch.is_grad_enabled() and not bool(active_N.all()):
+        with torch.no_grad():
+            idle_N = _at_needed_rows(hidden_U_H, head_V_H, rows_N[~active_N], targets_N[~active_N])
+        logprobs_N = torch.empty(len(targets_N), device=targets_N.device)
+        logprobs_N[~active_N] = idle_N
+        return logprobs_N.masked_scatter(
+            active_N, _at_needed_rows(hidden_U_H, head_V_H, rows_N[active_N], targets_N[active_N])
+        )
+    return _at_needed_rows(hidden_U_H, head_V_H, rows_N, targets_N)
+
+
+def _at_needed_rows(hidden_U_H: Tensor, head_V_H: Tensor, rows_N: Tensor, targets_N: Tensor) -> Tensor:
+    needed_U, places_N = rows_N.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    hidden_U_H = hidden_U_H.index_select(0, needed_U)
+    result: Tensor = _TargetLogprobs.apply(hidden_U_H, head_V_H, places_N, targets_N)  # type: ignore[no-untyped-call]
     return result

@@ -23,12 +23,14 @@ import torch
 
 from engine.backends.errors import BackendError
 from engine.backends.local.draws import RandomStream, Rules, choose
-from engine.backends.local.network import Bound, DecodeBatch, Prefix, microbatches
+from engine.backends.local.network import Bound, DecodeBatch, Prefix
+from engine.backends.local.packing import plan
 from engine.backends.local.stops import StopWatch
 from engine.backends.local.threads import CLOSED
 from engine.backends.values import Completion, SampleRequest, StopReason
 
 _PREFILL_TOKENS = 2048
+_EXPECTED_TOKENS = 64
 
 
 class Weights:
@@ -97,23 +99,31 @@ class _Batch:
         self._device = device
         self._rules: Rules | None = None
 
-    def join(self, ticket: Ticket, count: int) -> None:
-        """Starts the next `count` samples of a request whose prompt has been read, and draws their first tokens."""
-        prefix, request = ticket.prefix, ticket.request
-        if prefix is None:
-            raise AssertionError("a request joins only after its prompt was read")
-        limit = min(request.params.max_tokens, ticket.room)
+    def join(self, joining: Sequence[tuple[Ticket, int]]) -> None:
+        """Starts the next samples of requests whose prompts have been read, and draws their first tokens."""
         first = len(self.rows)
-        self._cache.add(prefix, count)
-        for index in range(ticket.started, ticket.started + count):
-            stop = StopWatch(request.params, self._decode)
-            self.rows.append(_Row(ticket, index, RandomStream(request.seed, index), stop, limit))
-        ticket.started += count
-        if ticket.started == request.num_samples:
-            ticket.prefix = None
+        rows = first + sum(count for _, count in joining)
+        self._cache.reserve(rows, max(_likely_length(ticket.request) for ticket, _ in joining))
+        logits = []
+        for ticket, count in joining:
+            prefix = ticket.prefix
+            if prefix is None:
+                raise AssertionError("a request joins only after its prompt was read")
+            self._cache.add(prefix, count)
+            self.rows += [self._row(ticket, index) for index in range(ticket.started, ticket.started + count)]
+            logits.append(prefix.logits_V.expand(count, -1))
+            ticket.started += count
+            if ticket.started == ticket.request.num_samples:
+                ticket.prefix = None
         self._rules = None
-        rules = Rules.of([request.params] * count, self._device)
-        self._choose(prefix.logits_V.expand(count, -1), first, rules)
+        rules = Rules.of([row.ticket.request.params for row in self.rows[first:]], self._device)
+        self._choose(torch.cat(logits), first, rules)
+
+    def _row(self, ticket: Ticket, index: int) -> _Row:
+        request = ticket.request
+        limit = min(request.params.max_tokens, ticket.room)
+        stop = StopWatch(request.params, self._decode)
+        return _Row(ticket, index, RandomStream(request.seed, index), stop, limit)
 
     def step(self) -> None:
         """Draws one token for every row."""
@@ -152,6 +162,11 @@ class _Batch:
         self.rows[place] = self.rows[-1]
         self.rows.pop()
         self._rules = None
+
+
+def _likely_length(request: SampleRequest) -> int:
+    """Positions to make room for at once; a longer answer gets more when it needs it."""
+    return request.prompt.length + min(request.params.max_tokens, _EXPECTED_TOKENS)
 
 
 class SamplerThread:
@@ -278,13 +293,11 @@ class SamplerThread:
             heapq.heappop(self._queue)
         try:
             self._read_prompts([ticket for ticket, _ in joining if ticket.prefix is None])
-            for ticket, count in joining:
-                batch = self._batches.get(ticket.weights)
+            for weights in dict.fromkeys(ticket.weights for ticket, _ in joining):
+                batch = self._batches.get(weights)
                 if batch is None:
-                    batch = self._batches[ticket.weights] = _Batch(
-                        ticket.weights, self._decode, self._device, self._done
-                    )
-                batch.join(ticket, count)
+                    batch = self._batches[weights] = _Batch(weights, self._decode, self._device, self._done)
+                batch.join([entry for entry in joining if entry[0].weights is weights])
         except BaseException as error:
             for ticket, _ in joining:
                 _fail_one(ticket, error)
@@ -296,10 +309,10 @@ class SamplerThread:
         for ticket in tickets:
             by_weights.setdefault(ticket.weights, []).append(ticket)
         for weights, group in by_weights.items():
-            lengths = [ticket.request.prompt.length for ticket in group]
-            for chosen in microbatches(lengths, _PREFILL_TOKENS):
-                prefixes = weights.bound().prefill([group[index].request.prompt.tokens for index in chosen])
-                for index, prefix in zip(chosen, prefixes, strict=True):
+            prompts = [ticket.request.prompt.tokens for ticket in group]
+            for pack in plan(prompts, _PREFILL_TOKENS, share=False):
+                prefixes = weights.bound().prefill([prompts[index] for index in pack.members])
+                for index, prefix in zip(pack.members, prefixes, strict=True):
                     group[index].prefix = prefix
 
     def _fail(self, error: BaseException) -> None:

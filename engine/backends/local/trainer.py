@@ -17,7 +17,8 @@ from torch import Tensor
 from engine.backends.errors import BackendError
 from engine.backends.local.loss_formulas import LossBatch
 from engine.backends.local.losses import LOSSES, LossSpec
-from engine.backends.local.network import Network, microbatches
+from engine.backends.local.network import Network
+from engine.backends.local.packing import Pack, apart, plan
 from engine.backends.local.parameters import Trainable
 from engine.backends.local.threads import CLOSED
 from engine.backends.values import AdamParams, Datum, ForwardBackwardResult, Logprobs
@@ -57,12 +58,12 @@ class Trainer:
             raise
 
     def _run(self, work: Pass) -> ForwardBackwardResult:
-        lengths = [datum.model_input.length for datum in work.data]
+        sequences = [datum.model_input.tokens for datum in work.data]
         if not work.loss.whole_pass:
-            return self._run_parts(work, microbatches(lengths, self._microbatch_tokens))
-        if max(lengths) * len(lengths) > self._microbatch_tokens:
+            return self._run_parts(work, plan(sequences, self._microbatch_tokens, share=self._network.shares_prefixes))
+        if max(map(len, sequences)) * len(sequences) > self._microbatch_tokens:
             return self._run_whole(work)
-        return self._run_parts(work, [range(len(lengths))])
+        return self._run_parts(work, [apart(sequences)])
 
     def _run_whole(self, work: Pass) -> ForwardBackwardResult:
         """A loss that looks across microbatches: log-probabilities of all first, then the loss and its gradient with respect to them, and then
@@ -82,14 +83,15 @@ class Trainer:
         total = float(loss_N.detach().double().sum())
         return ForwardBackwardResult(total, scored.logprobs, {"tokens": float(len(loss_N)), **means})
 
-    def _run_parts(self, work: Pass, parts: Sequence[Sequence[int]]) -> ForwardBackwardResult:
+    def _run_parts(self, work: Pass, parts: Sequence[Pack]) -> ForwardBackwardResult:
         losses, sums = [], dict[str, float]()
         logprobs: list[Logprobs | None] = [None] * len(work.data)
         tokens = 0
-        for chosen in parts:
+        for pack in parts:
             if self._closing():
                 raise BackendError(CLOSED)
-            loss, logprobs_N, metrics = self._microbatch([work.data[index] for index in chosen], work)
+            chosen = pack.members
+            loss, logprobs_N, metrics = self._microbatch(work, pack)
             losses.append(loss)
             tokens += len(logprobs_N)
             for name, value in metrics.items():
@@ -101,14 +103,17 @@ class Trainer:
         every = tuple(part_T for part_T in logprobs if part_T is not None)
         return ForwardBackwardResult(math.fsum(losses), every, {"tokens": float(tokens), **means})
 
-    def _microbatch(self, data: Sequence[Datum], work: Pass) -> tuple[float, Logprobs, dict[str, float]]:
+    def _microbatch(self, work: Pass, pack: Pack) -> tuple[float, Logprobs, dict[str, float]]:
         device = self.trainable.weights_P.device
+        data = [work.data[index] for index in pack.members]
         with torch.set_grad_enabled(work.backward):
             bound = self._network.bind(self.trainable.leaves())
             inputs = _inputs(data, work.loss, device)
             targets_N = _joined(data, "target_tokens", np.int64, device)
             active_N = inputs[work.loss.scale] != 0
-            logprobs_N = bound.target_logprobs([datum.model_input.tokens for datum in data], targets_N, active_N)
+            logprobs_N = bound.target_logprobs(
+                [datum.model_input.tokens for datum in work.data], pack, targets_N, active_N
+            )
             batch = LossBatch(logprobs_N, inputs, _datum_indices(data, device), work.params)
             loss_N, sums = work.loss.function(batch)
             loss = loss_N.sum()
