@@ -10,7 +10,7 @@ minibatch is cut. Either way the gradient of a step does not depend on the numbe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from statistics import fmean
 
 import anyio
@@ -114,14 +114,32 @@ class GroupFeed:
                 break
             began = anyio.current_time()
             try:
-                self._accept(await self._finished.receive())
-            except anyio.EndOfStream:
-                self._ended = True
+                await self._wait()
             finally:
                 self._waited += anyio.current_time() - began
         taken.sort(key=lambda finished: finished.ticket)
         self._step.extend(taken)
         return taken
+
+    async def _wait(self) -> None:
+        """Waits for another finished group; where some are finished and must let another go first, also for that one's being given back."""
+        if not self._pool:
+            await self._receive()
+            return
+        async with anyio.create_task_group() as either:
+
+            async def until(wait: Callable[[], Awaitable[None]]) -> None:
+                await wait()
+                either.cancel_scope.cancel()
+
+            either.start_soon(until, self._gate.changed)
+            either.start_soon(until, self._receive)
+
+    async def _receive(self) -> None:
+        try:
+            self._accept(await self._finished.receive())
+        except anyio.EndOfStream:
+            self._ended = True
 
     def _drain(self) -> None:
         """Everything that has finished by now, so that the gate chooses among all of it."""

@@ -208,6 +208,10 @@ class StalenessGate:
         finally:
             self._admit_waiting.end(wait)
 
+    async def changed(self) -> None:
+        """Waits until a ticket is settled, a step advances, or the gate is closed: `take` may have another answer then."""
+        await self._change.wait()
+
     def close(self) -> None:
         """Admits nothing more; what is outstanding may still be settled."""
         self._closed = True
