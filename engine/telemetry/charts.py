@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from html import escape
+from itertools import accumulate
 from typing import Literal
 
 import attrs
@@ -141,10 +142,10 @@ def axis(values: Sequence[float], *, low: float | None = None, high: float | Non
     finite = [value for value in values if math.isfinite(value)] or [0.0]
     least = min(finite) if low is None else min(low, *finite)
     most = max(finite) if high is None else max(high, *finite)
-    if whole and least == most:
-        return Axis(least - 0.5, most + 0.5, [least])
-    if least == most:
-        margin = abs(least) * 0.1 or 1.0
+    if most - least <= 1e-9 * max(abs(least), abs(most)):  # one value, as far as floats can tell
+        margin = max(0.5, abs(least) * 1e-3) if whole else abs(least) * 0.1 or 1.0
+        if whole:
+            return Axis(least - margin, most + margin, [least])
         least, most = (least if low == least else least - margin), most + margin
     step = _round_step((most - least) / 5)
     if whole:
@@ -277,10 +278,16 @@ def legend(series: Sequence[Series]) -> str:
 def smoothed(values: Sequence[float], span: int) -> list[float]:
     """The mean of the `span` values around each, of fewer towards the ends; NaN where there is none."""
     half = span // 2
+    known = [math.isfinite(value) for value in values]
+    sums = list(
+        accumulate((value if is_known else 0.0 for value, is_known in zip(values, known, strict=True)), initial=0.0)
+    )
+    counts = list(accumulate(known, initial=0))
     result = []
     for index in range(len(values)):
-        near = [value for value in values[max(0, index - half) : index + half + 1] if math.isfinite(value)]
-        result.append(sum(near) / len(near) if near else math.nan)
+        first, last = max(0, index - half), min(len(values), index + half + 1)
+        count = counts[last] - counts[first]
+        result.append((sums[last] - sums[first]) / count if count else math.nan)
     return result
 
 

@@ -78,9 +78,7 @@ def short(value: float) -> str:
 
 def number(value: object) -> str:
     """A metric in a few significant digits."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    if not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e100:
         return str(value)
     if value == int(value) and abs(value) < 1e6:
         return str(int(value))

@@ -20,6 +20,16 @@ from engine.telemetry.report_page import page, samples_section, table
 
 REPORT = "report.html"
 PLOT = "reward.svg"
+UNSEEN = dict.fromkeys(
+    [
+        *(code for code in range(32) if chr(code) not in "\n\t"),
+        *range(0x7F, 0xA0),
+        *range(0x202A, 0x202F),
+        *range(0x2066, 0x206A),
+    ],
+    "\N{REPLACEMENT CHARACTER}",
+)
+"""Control characters, which XML forbids, and those that turn the direction of writing."""
 
 
 def write_report(run_directory: Path | str) -> Path:
@@ -37,9 +47,7 @@ def write_reward_plot(run_directory: Path | str) -> Path:
 
 def _write(path: Path, text: str) -> Path:
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(
-        text.encode("utf-8", "replace")
-    )  # half a surrogate pair in a model's answer is no reason to fail
+    partial.write_bytes(text.translate(UNSEEN).encode("utf-8", "replace"))  # an answer may hold half a surrogate pair
     partial.replace(path)
     return path
 

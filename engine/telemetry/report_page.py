@@ -159,5 +159,4 @@ def _text(value: object, classes: str) -> str:
     text = "" if value is None else str(value)
     if len(text) > LONGEST:
         text = f"{text[:LONGEST]}\n… {len(text) - LONGEST} more characters"
-    visible = "".join(mark if mark in "\n\t" or mark.isprintable() else "\N{REPLACEMENT CHARACTER}" for mark in text)
-    return f'<div class="{classes}">{escape(visible)}</div>'
+    return f'<div class="{classes}">{escape(text)}</div>'

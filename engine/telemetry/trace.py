@@ -6,6 +6,7 @@ Format, whose closing bracket is optional: a file that a killed process leaves b
 
 from __future__ import annotations
 
+import heapq
 import json
 import math
 import threading
@@ -29,8 +30,10 @@ class TraceWriter:
         self.path = Path(path)
         self._events: list[_Event] = []
         self._writing = threading.Lock()
-        self._lanes: dict[str, list[float]] = {}
+        self._lanes: dict[str, list[tuple[float, int]]] = {}
+        """By track, a heap of when each lane becomes free."""
         self._threads: dict[tuple[str, int], int] = {}
+        self._tracks: dict[str, int] = {}
         self._origin: float | None = None
         """What is subtracted from times: set at the first flush."""
 
@@ -82,7 +85,7 @@ class TraceWriter:
         for event in events:
             lines += self._encode(event)
         with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join((",\n" if file.tell() > 2 or index else "") + line for index, line in enumerate(lines)))
+            file.write("".join((",\n" if index or file.tell() > 2 else "") + line for index, line in enumerate(lines)))
 
     def _encode(self, event: _Event) -> Iterator[str]:
         phase, track, name, start, end, args = event
@@ -107,18 +110,19 @@ class TraceWriter:
         yield _dump(body)
 
     def _lane(self, track: str, start: float, end: float) -> int:
-        """The first lane of the track that is free from `start` on."""
+        """The lane of the track that has been free for longest, or a new one."""
         lanes = self._lanes.setdefault(track, [])
-        for lane, busy_until in enumerate(lanes):
-            if busy_until <= start:
-                lanes[lane] = end
-                return lane
-        lanes.append(end)
-        return len(lanes) - 1
+        if lanes and lanes[0][0] <= start:
+            lane = lanes[0][1]
+            heapq.heapreplace(lanes, (end, lane))
+        else:
+            lane = len(lanes)
+            heapq.heappush(lanes, (end, lane))
+        return lane
 
     def _order(self, track: str) -> int:
-        """Tracks in the order of their first span."""
-        return list(dict.fromkeys(known for known, _ in self._threads)).index(track)
+        """Tracks in the order of their first event."""
+        return self._tracks.setdefault(track, len(self._tracks))
 
 
 def _reopen(path: Path) -> float:
@@ -155,9 +159,9 @@ def _metadata(name: str, thread: int, args: Mapping[str, object]) -> str:
 
 def _dump(event: Mapping[str, object]) -> str:
     try:
-        return json.dumps(event, allow_nan=False, default=_plain)
+        return _encode(event)
     except (ValueError, TypeError):  # NaN or infinity, which JSON lacks, or a key that is no string
-        return json.dumps(_finite(event), default=str)
+        return json.dumps(_finite(event), default=_plain)
 
 
 def _plain(value: object) -> object:
@@ -174,3 +178,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(inner) for inner in value]
     return value
+
+
+_encode = json.JSONEncoder(allow_nan=False, default=_plain).encode
