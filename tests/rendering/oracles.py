@@ -28,7 +28,9 @@ class OracleVocabulary:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        ids = [tokenizer.encode_special(name) for name in tokenizer.special_tokens()]  # by short names; decoding gives the real ones
+        ids = [
+            tokenizer.encode_special(name) for name in tokenizer.special_tokens()
+        ]  # by short names; decoding gives the real ones
         self.special_tokens = {tokenizer.decode([token]): token for token in ids}
         self.eos_tokens = (tokenizer.encode_special(tokenizer.eos_token),)
         self._names = {token: name for name, token in self.special_tokens.items()}
@@ -84,10 +86,10 @@ class TiktokenVocabulary(OracleVocabulary):
         named = {"<|begin_of_text|>": 0, "<|end_of_text|>": 1, "<|finetune_right_pad_id|>": 4, "<|start_header_id|>": 6}
         named |= {"<|end_header_id|>": 7, "<|eom_id|>": 8, "<|eot_id|>": 9, "<|python_tag|>": 10}
         self.special_tokens = {name: len(ranks) + n for name, n in named.items()}
-        pattern = (
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        pattern = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        self._encoding = tiktoken.Encoding(
+            "llama3", pat_str=pattern, mergeable_ranks=ranks, special_tokens=self.special_tokens
         )
-        self._encoding = tiktoken.Encoding("llama3", pat_str=pattern, mergeable_ranks=ranks, special_tokens=self.special_tokens)
         self._names = {token: name for name, token in self.special_tokens.items()}
         self._bytes = {}
         self.eos_tokens = (self.special_tokens["<|end_of_text|>"],)
@@ -135,7 +137,12 @@ def compiled(name: str) -> Any:
 
 
 def official_text(
-    name: str, messages: Sequence[Message], *, tools: Sequence[ToolSpec] = (), string_arguments: bool = False, **variables: Any
+    name: str,
+    messages: Sequence[Message],
+    *,
+    tools: Sequence[ToolSpec] = (),
+    string_arguments: bool = False,
+    **variables: Any,
 ) -> str:
     """What the official template writes. `string_arguments`: this template wants the arguments of calls as JSON text."""
     dictionaries = [for_template(message, string_arguments=string_arguments) for message in messages]
@@ -149,6 +156,8 @@ def for_template(message: Message, *, string_arguments: bool = False) -> dict[st
     for call in found.get("tool_calls", ()):
         if not string_arguments:
             call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+    if "reasoning_content" in found:
+        found["thinking"] = found["reasoning_content"]
     if message.role == "assistant":
         found.setdefault("content", "")
         found["content"] = found["content"] or ""
@@ -167,17 +176,24 @@ def encode_official(text: str, vocabulary: Any) -> list[int]:
     return tokens
 
 
-def second_opinion(renderer: Any, messages: Sequence[Message], *, tools: Sequence[ToolSpec] = (), **fields: Any) -> list[int]:
+def second_opinion(
+    renderer: Any, messages: Sequence[Message], *, tools: Sequence[ToolSpec] = (), **fields: Any
+) -> list[int]:
     """The generation prompt of tml-renderers."""
     spans, _ = renderer.render_for_completion(_tml_messages(messages, tools))
     return [token for span in spans for token in span.span.int_tokens]
 
 
-def second_examples(renderer: Any, messages: Sequence[Message], *, tools: Sequence[ToolSpec] = ()) -> list[tuple[list[int], list[float]]]:
+def second_examples(
+    renderer: Any, messages: Sequence[Message], *, tools: Sequence[ToolSpec] = ()
+) -> list[tuple[list[int], list[float]]]:
     """The supervised examples of tml-renderers: tokens and unshifted weights."""
     examples = renderer.render_for_sft(_tml_messages(messages, tools))
     return [
-        ([token for span in example.input_token_spans for token in span.span.int_tokens], list(example.per_token_loss_weight_unshifted))
+        (
+            [token for span in example.input_token_spans for token in span.span.int_tokens],
+            list(example.per_token_loss_weight_unshifted),
+        )
         for example in examples
     ]
 

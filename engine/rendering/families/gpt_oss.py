@@ -127,9 +127,9 @@ class GptOss(Family):
     def _write_answer(self, out: Script, conversation: Conversation, index: int) -> None:
         message = conversation.messages[index]
         last = conversation.is_last(index) and not conversation.generating
-        final_follows = any(
-            later.role == "assistant" and not later.tool_calls for later in conversation.messages[index + 1 :]
-        )
+        # The answer that is trained is not yet history for those before it.
+        history = conversation.messages if conversation.generating else conversation.messages[:-1]
+        final_follows = any(later.role == "assistant" and not later.tool_calls for later in history[index + 1 :])
         keeps = last or (bool(message.tool_calls) and not final_follows)
         blocks: list[tuple[str, str, str]] = []
         if message.thinking and keeps:
