@@ -8,21 +8,20 @@ part of T that must follow the last group is that of its own minibatch and of th
 Let a_i be the version at which group i is admitted, s_i the step that trains it: a_i ≤ s_i ≤ a_i + η. By the order of admission and the pace,
 ⌊i/B⌋ - η ≤ a_i ≤ ⌊i/B⌋, so s_i is within η of ⌊i/B⌋, and no member of group i starts before C_{a-1} for a = max(s_i, ⌊i/B⌋) - η.
 
-`lower_bound` drops from this all that is hard: how samples are packed onto slots. It keeps, as a mixed-integer program over x_is (group i is trained in
-step s):
+`lower_bound` drops what is hard: how samples are packed onto slots, and part of the order of admission. It keeps, in a mixed-integer program,
   trainer     C_s ≥ C_{s-1} + T
-  longest     C_s ≥ C_{a-1} + x_is · max_m p_im + tail, for every group i and step s, a as above
-  capacity    all work of groups trained in steps up to s that cannot start before C_u fits between C_u and C_s - tail on all slots, for all u < s
-Each holds for every schedule, preemptive ones and those that know all lengths included, so the solver's dual bound is a bound on them all, whether or not
-the solver finishes. `simulate` plays the engine's rules with lengths unknown (order of arrival) or known (longest first): what is reachable lies between.
+  longest     C_s ≥ C_{a-1} + max_m p_im + tail for every group i trained in step s, a as above
+  capacity    the work of all groups trained in steps up to s that cannot start before C_u fits between C_u and C_s - tail on all slots, for all u < s
+with groups of one batch and (rounded down) the same longest member counted together. Each holds for every schedule, preemptive ones and those that
+know all lengths included, so the solver's dual bound is a bound on them all, whether or not it finishes. It is a bound on omniscience: the program gathers
+the longest groups of several batches into the same steps, which nobody can who does not know them. `makespan_rules` plays the engine's rules with lengths
+unknown or known, and searches for plans that hold on real slots: what is reachable lies between.
 """
 
 from __future__ import annotations
 
-import heapq
-import itertools
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import attrs
 import numpy as np
@@ -75,231 +74,127 @@ def simple_bound(problem: Problem) -> float:
     return max(bounds)
 
 
-def lower_bound(problem: Problem, time_limit: float = 30.0) -> float:
-    """The mixed-integer bound described above, at least `simple_bound`. `time_limit`: seconds for the solver; more can only raise the bound."""
+def lower_bound(problem: Problem, time_limit: float = 20.0, spacing: float = 0.25) -> float:
+    """The bound described above, at least `simple_bound`.
+
+    `time_limit`: seconds for the solver. `spacing`: longest members are rounded down to multiples of so many seconds. More time and a finer
+    spacing can only raise the bound; every value is valid.
+    """
     simple = simple_bound(problem)
     if problem.max_staleness == 0:
-        return simple  # every x is fixed, and the program's optimum is the sum over steps
-    program = _Program(problem)
-    matrix, lower = program.matrix()
-    # Rounding within the solver's tolerance may lift its bound by as much.
+        return simple  # every group's step is fixed, and the program's optimum is the sum over steps
+    program = _Program(problem, spacing)
+    matrix, lower, upper = program.matrix()
     found = milp(
         program.objective(),
-        constraints=LinearConstraint(matrix, lower, np.inf),
+        constraints=LinearConstraint(matrix, lower, upper),
         integrality=program.integrality(),
-        bounds=program.bounds(),
-        options={"time_limit": time_limit, "mip_rel_gap": 1e-3},
+        bounds=Bounds(0.0, program.upper_bounds()),
+        options={"time_limit": time_limit, "mip_rel_gap": 5e-3},
     )
     dual = getattr(found, "mip_dual_bound", None)
-    return max(simple, float(dual) - 1e-5) if dual is not None else simple
+    # Rounding within the solver's tolerance may lift its bound by as much.
+    return simple if dual is None else max(simple, float(dual) - 1e-5)
 
 
 class _Program:
-    """The mixed-integer program: variables C_0 … C_{S-1}, then x_is for the steps within η of ⌊i/B⌋."""
+    """The mixed-integer program. Variables, by key:
 
-    def __init__(self, problem: Problem) -> None:
+    ("C", s)        when step s is published
+    ("n", b, k, s)  how many groups of batch b and length class k are trained in step s; integral by itself once the z are
+    ("z", r, k, s)  1 if step s trains a group of batch r or later (r = s: of any batch) whose class is k or longer
+    """
+
+    def __init__(self, problem: Problem, spacing: float) -> None:
         self._problem = problem
-        self._steps = problem.steps
-        place, eta = np.arange(len(problem.seconds_NG)) // problem.groups_per_step, problem.max_staleness
-        self._choices = [
-            (group, step)
-            for group, middle in enumerate(place.tolist())
-            for step in range(max(0, middle - eta), min(self._steps, middle + eta + 1))
-        ]
-        self._place = place
-        self._rows: list[int] = []
-        self._columns: list[int] = []
-        self._values: list[float] = []
+        levels, class_N = np.unique(np.floor(problem.seconds_NG.max(axis=1) / spacing), return_inverse=True)
+        self._rises = np.diff(levels * spacing, prepend=0.0).tolist()
+        self._members: dict[tuple[int, int], list[int]] = {}
+        for group, kind in enumerate(class_N.tolist()):
+            self._members.setdefault((group // problem.groups_per_step, kind), []).append(group)
+        self._columns: dict[tuple[Any, ...], int] = {("C", step): step for step in range(problem.steps)}
+        self._terms: list[tuple[int, int, float]] = []
         self._lower: list[float] = []
+        self._upper: list[float] = []
+        self._choices: dict[int, list[tuple[int, int]]] = {step: [] for step in range(problem.steps)}
+        for batch, kind in self._members:
+            for step in self._window(batch):
+                self._choices[step].append((batch, kind))
 
     def objective(self) -> NDArray[np.float64]:
-        cost = np.zeros(self._steps + len(self._choices))
-        cost[self._steps - 1] = 1.0
+        cost = np.zeros(len(self._columns))
+        cost[self._problem.steps - 1] = 1.0
         return cost
 
     def integrality(self) -> NDArray[np.int64]:
-        return np.concatenate([np.zeros(self._steps, np.int64), np.ones(len(self._choices), np.int64)])
+        return np.array([key[0] == "z" for key in self._columns], np.int64)
 
-    def bounds(self) -> Bounds:
-        upper = np.concatenate([np.full(self._steps, np.inf), np.ones(len(self._choices))])
-        return Bounds(np.zeros(len(upper)), upper)
+    def upper_bounds(self) -> NDArray[np.float64]:
+        return np.array([1.0 if key[0] == "z" else np.inf for key in self._columns])
 
-    def _add(self, terms: Sequence[tuple[int, float]], lower: float) -> None:
-        """Σ value · variable ≥ lower; a negative variable stands for C_-1 = 0."""
-        row = len(self._lower)
-        for column, value in terms:
-            if column >= 0:
-                self._rows.append(row)
-                self._columns.append(column)
-                self._values.append(value)
-        self._lower.append(lower)
-
-    def matrix(self) -> tuple[Any, NDArray[np.float64]]:
-        problem, steps = self._problem, self._steps
-        longest_N, work_N = problem.seconds_NG.max(axis=1), problem.seconds_NG.sum(axis=1) / problem.slots
-        by_group: dict[int, list[int]] = {}
-        by_step: dict[int, list[int]] = {}
-        for index, (group, step) in enumerate(self._choices):
-            by_group.setdefault(group, []).append(steps + index)
-            by_step.setdefault(step, []).append(steps + index)
-            released = max(self._released_after(group, step), -1)
-            length = float(longest_N[group])
-            self._add([(step, 1.0), (released, -1.0), (steps + index, -length)], problem.tail)
-        for columns, count in [
-            *((columns, 1) for columns in by_group.values()),
-            *((columns, problem.groups_per_step) for columns in by_step.values()),
-        ]:
-            self._add([(column, 1.0) for column in columns], float(count))
-            self._add([(column, -1.0) for column in columns], -float(count))
-        for step in range(steps):
-            self._add([(step, 1.0), (step - 1, -1.0)], problem.trainer_seconds)
-            for since in range(-1, step):
-                within = [
-                    (steps + index, -float(work_N[group]))
-                    for index, (group, trained) in enumerate(self._choices)
-                    if trained <= step and self._released_after(group, trained) >= since
-                ]
-                if within:
-                    self._add([(step, 1.0), (since, -1.0), *within], problem.tail)
-        shape = (len(self._lower), steps + len(self._choices))
-        return coo_array((self._values, (self._rows, self._columns)), shape=shape).tocsr(), np.array(self._lower)
-
-    def _released_after(self, group: int, step: int) -> int:
-        """The step whose publishing lets the group start, if it is trained in `step`; -1: the run's start."""
-        return max(-1, max(step, int(self._place[group])) - self._problem.max_staleness - 1)
-
-
-Order = Callable[[int, int, float], Any]
-"""Sorts waiting members: (group's number, step it is due by, its seconds) → key; lowest first."""
-
-
-def by_arrival(_group: int, due: int, _seconds: float) -> Any:
-    """Earliest deadline, then the order of arrival: nothing is known of lengths."""
-    return due
-
-
-def longest_first(_group: int, _due: int, seconds: float) -> Any:
-    """Lengths are known: the longest member first, whatever it is due by."""
-    return -seconds
-
-
-def due_then_longest(_group: int, due: int, seconds: float) -> Any:
-    """Lengths are known: earliest deadline, then the longest member."""
-    return due, -seconds
-
-
-def late_start(problem: Problem) -> Order:
-    """Lengths are known: the member that must start soonest to be done when its step could be trained, at the ideal pace."""
-    pace = problem.ideal / problem.steps
-
-    def order(_group: int, due: int, seconds: float) -> Any:
-        return due * pace - seconds
-
-    return order
-
-
-@attrs.frozen
-class Played:
-    """How a schedule went."""
-
-    makespan: float
-    staleness_mean: float
-    staleness_max: int
-
-
-def clairvoyant(problem: Problem) -> float:
-    """The best of several schedules that know all lengths: reachable, so an upper end to what `lower_bound` bounds."""
-    orders = (by_arrival, longest_first, due_then_longest, late_start(problem))
-    return min(simulate(problem, order=order).makespan for order in orders)
-
-
-def simulate(problem: Problem, bound: Literal["hard", "soft"] = "hard", order: Order = by_arrival) -> Played:
-    """Plays the engine's rules, event by event: admission by allowed, slots by `order`, finished groups taken earliest deadline first
-    (hard) or as they finish (soft), one step trained after another."""
-    return _Rules(problem, bound, order).play()
-
-
-class _Rules:
-    """The state of a simulated run."""
-
-    def __init__(self, problem: Problem, bound: str, order: Order) -> None:
-        self._problem, self._bound, self._order = problem, bound, order
-        self._version = self._admitted = self._trained = 0
-        self._free = problem.slots
-        self._waiting: list[tuple[Any, int, int, float]] = []
-        self._running: list[tuple[float, int, int]] = []
-        self._starts = itertools.count()
-        self._arrivals = itertools.count()
-        self._unfinished = [problem.seconds_NG.shape[1]] * len(problem.seconds_NG)
-        self._admitted_at: dict[int, int] = {}
-        self._outstanding: set[int] = set()
-        self._ready: list[int] = []
-        self._taken: list[int] = []
-        self._training_until = np.inf
-        self._staleness: list[int] = []
-
-    def play(self) -> Played:
-        now = 0.0
-        while self._version < self._problem.steps:
-            self._admit()
-            self._fill(now)
-            self._take()
-            if len(self._taken) == self._problem.groups_per_step and self._training_until == np.inf:
-                self._training_until = now + self._problem.trainer_seconds
-            next_done = self._running[0][0] if self._running else np.inf
-            now = min(next_done, self._training_until)
-            if self._training_until <= now:
-                self._publish()
-            while self._running and self._running[0][0] <= now:
-                self._finish(heapq.heappop(self._running)[2])
-        return Played(now, float(np.mean(self._staleness)), max(self._staleness))
-
-    def _admit(self) -> None:
-        problem = self._problem
-        allowed = (problem.max_staleness + 1) * problem.groups_per_step
-        while self._admitted < len(self._unfinished) and self._admitted - self._trained < allowed:
-            group = self._admitted
-            self._admitted += 1
-            self._admitted_at[group] = self._version
-            self._outstanding.add(group)
-            for seconds in problem.seconds_NG[group].tolist():
-                key = self._order(group, self._version + problem.max_staleness, seconds)
-                heapq.heappush(self._waiting, (key, next(self._arrivals), group, seconds))
-
-    def _fill(self, now: float) -> None:
-        while self._free and self._waiting:
-            _, _, group, seconds = heapq.heappop(self._waiting)
-            self._free -= 1
-            heapq.heappush(self._running, (now + seconds, next(self._starts), group))
-
-    def _finish(self, group: int) -> None:
-        self._free += 1
-        self._unfinished[group] -= 1
-        if not self._unfinished[group]:
-            self._ready.append(group)
-
-    def _take(self) -> None:
-        while self._ready and len(self._taken) < self._problem.groups_per_step:
-            group = self._ready[0]
-            if self._bound == "hard":
-                group = min(self._ready, key=lambda ready: (self._admitted_at[ready], ready))
-                if not self._others_can_wait(group):
-                    return
-            self._ready.remove(group)
-            self._outstanding.remove(group)
-            self._taken.append(group)
-
-    def _others_can_wait(self, group: int) -> bool:
-        """Were `group` taken now: could every other group still be trained by its deadline, B a step?"""
-        dues = sorted(self._admitted_at[other] + self._problem.max_staleness for other in self._outstanding - {group})
+    def matrix(self) -> tuple[Any, list[float], list[float]]:
+        """Rows of lower ≤ matrix · variables ≤ upper."""
+        for (batch, kind), members in self._members.items():
+            every = [(("n", batch, kind, step), 1.0) for step in self._window(batch)]
+            self._add(every, len(members), len(members))
+        work = self._least_work()
         places = self._problem.groups_per_step
-        return all(
-            position < (due - self._version + 1) * places - len(self._taken) - 1 for position, due in enumerate(dues)
+        for step in range(self._problem.steps):
+            self._add([(("n", *choice, step), 1.0) for choice in self._choices[step]], places, places)
+            self._add([(("C", step), 1.0), *self._minus(step - 1)], self._problem.trainer_seconds)
+            self._longest(step)
+            self._capacity(step, work)
+        rows, columns, values = zip(*self._terms, strict=True)
+        shape = (len(self._lower), len(self._columns))
+        return coo_array((values, (rows, columns)), shape=shape).tocsr(), self._lower, self._upper
+
+    def _longest(self, step: int) -> None:
+        """A step follows the release of each of its groups by that group's longest member and the tail."""
+        problem = self._problem
+        last = min(problem.steps - 1, step + problem.max_staleness)
+        for batch in range(step, last + 1):
+            levels = range(len(self._rises))
+            chain = [(("z", batch, kind, step), -self._rises[kind]) for kind in levels]
+            self._add([(("C", step), 1.0), *self._minus(batch - problem.max_staleness - 1), *chain], problem.tail)
+            for kind in levels[1:]:
+                self._add([(("z", batch, kind - 1, step), 1.0), (("z", batch, kind, step), -1.0)], 0.0)
+            for other, kind in self._choices[step]:
+                if batch in (step, other):
+                    most = float(min(len(self._members[other, kind]), problem.groups_per_step))
+                    self._add([(("z", batch, kind, step), most), (("n", other, kind, step), -1.0)], 0.0)
+                if batch < last and batch in (step, other):
+                    self._add([(("z", batch, kind, step), 1.0), (("z", batch + 1, kind, step), -1.0)], 0.0)
+
+    def _capacity(self, step: int, work: dict[tuple[int, int], float]) -> None:
+        """What cannot start before step `since` is published, and is trained by `step`, fits between the two on all slots."""
+        problem = self._problem
+        for since in range(-1, step):
+            within = [
+                (("n", *choice, trained), -work[choice])
+                for trained in range(step + 1)
+                for choice in self._choices[trained]
+                if max(-1, max(trained, choice[0]) - problem.max_staleness - 1) >= since
+            ]
+            self._add([(("C", step), 1.0), *self._minus(since), *within], problem.tail)
+
+    def _window(self, batch: int) -> range:
+        return range(
+            max(0, batch - self._problem.max_staleness),
+            min(self._problem.steps, batch + self._problem.max_staleness + 1),
         )
 
-    def _publish(self) -> None:
-        self._staleness += [self._version - self._admitted_at[group] for group in self._taken]
-        self._trained += len(self._taken)
-        self._taken = []
-        self._version += 1
-        self._training_until = np.inf
+    def _least_work(self) -> dict[tuple[int, int], float]:
+        """Seconds of all slots that a group of a class takes at least."""
+        work_N = self._problem.seconds_NG.sum(axis=1) / self._problem.slots
+        return {choice: float(work_N[members].min()) for choice, members in self._members.items()}
+
+    def _minus(self, step: int) -> list[tuple[tuple[Any, ...], float]]:
+        """-C_step; the run starts at C_-1 = 0."""
+        return [(("C", step), -1.0)] if step >= 0 else []
+
+    def _add(self, terms: Sequence[tuple[tuple[Any, ...], float]], lower: float, upper: float = np.inf) -> None:
+        row = len(self._lower)
+        for key, value in terms:
+            self._terms.append((row, self._columns.setdefault(key, len(self._columns)), value))
+        self._lower.append(lower)
+        self._upper.append(upper)
