@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import attrs
 import numpy as np
-
 from numpy.typing import NDArray
 
 from benchmarks.makespan_bound import Problem
