@@ -62,6 +62,14 @@ def never(problem: int, where: str, attempt: int) -> bool:
     return False
 
 
+Reward = Callable[[int, int, Completion], float]
+"""By problem, member and completion."""
+
+
+def never_constant(problem: int, member: int, completion: Completion) -> float:
+    return float(np.sum(completion.tokens % 2 == 0)) + 100.0 * member
+
+
 @contextmanager
 def counted(record: Record) -> Iterator[None]:
     record.calls += 1
@@ -105,7 +113,7 @@ class WatchedEnv:
         await self._work("step")
         self.turns -= 1
         if self.turns == 0:
-            return Step(float(np.sum(completion.tokens % 2 == 0) + 100 * self.member), metrics={"tokens": 1.0})
+            return Step(self.group.reward(self.group.problem, self.member, completion), metrics={"tokens": 1.0})
         self.prompt = self.prompt.append(completion.tokens).append([5, 6])
         return Step(0.0, Observation(self.prompt))
 
@@ -115,7 +123,7 @@ class WatchedGroup(GroupBuilder):
 
     def __init__(self, dataset: Watched, problem: int) -> None:
         self.problem, self.size, self.turns = problem, dataset.size, dataset.turns
-        self.record, self.breaks = dataset.record, dataset.breaks
+        self.record, self.breaks, self.reward = dataset.record, dataset.breaks, dataset.reward
         self.single_turn = dataset.single_turn
         self.tags = (f"kind_{problem % 2}",)
         self.attempts = 0
@@ -165,6 +173,7 @@ class Watched:
     turns: int = 1
     single_turn: bool = False
     breaks: Breaks = never
+    reward: Reward = never_constant
     record: Record = attrs.field(factory=Record)
 
     def __len__(self) -> int:

@@ -10,7 +10,7 @@ import attrs
 import numpy as np
 
 from actors import RLSettings, RunResult, RunSettings, Schedule, train_rl
-from engine.backends import AdamParams, Completion, ModelInput, SamplingParams
+from engine.backends import AdamParams, Completion, Datum, ModelInput, SamplingParams
 from engine.backends.simulated import LogNormal, SamplerModel, SimulatedBackend, TrainerModel
 from envs.contracts import Env, GroupBuilder, Observation, Step
 from envs.rollout import RolloutSettings
@@ -111,3 +111,27 @@ async def run_patterns(
     return await train_rl(
         backend, groups=dataset or Patterns(), steps=steps, schedule=schedule, settings=settings, run=run, **options
     )
+
+
+@attrs.frozen
+class Batches:
+    """A supervised dataset: batch i holds `size` sequences that no other batch holds."""
+
+    batches: int = 6
+    size: int = 2
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __getitem__(self, index: int) -> list[Datum]:
+        if not 0 <= index < self.batches:
+            raise IndexError(index)
+        return [self.datum(40 + index, 40 + place) for place in range(self.size)]
+
+    @staticmethod
+    def datum(*tokens: int) -> Datum:
+        inputs = np.array([33, *tokens], np.int32)
+        targets = np.array([*tokens, 34], np.int32)
+        return Datum(
+            ModelInput.from_tokens(inputs), {"target_tokens": targets, "weights": np.ones(len(targets), np.float32)}
+        )
