@@ -14,6 +14,7 @@ Exit codes: 0; 1 an error; 2 wrong flags or values; 130 interrupted (`stop_on_in
 from __future__ import annotations
 
 import inspect
+import linecache
 import os
 import sys
 import traceback
@@ -57,6 +58,9 @@ def main(
     except WrongFlags as wrong:
         print(f"{name}: {wrong}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # `--help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more as it exits
+        sys.exit(0)
     sys.exit(_run(run, parsed, name, backend, with_traceback=with_traceback))
 
 
@@ -125,13 +129,27 @@ def _only(error: BaseException, kind: type[BaseException]) -> bool:
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Whether the message is made for people: our own classes, and what a file system or a missing extra says."""
+    """Whether the message is made for people: our own classes, a ValueError of ours, and what a file system or a missing extra says."""
+    if isinstance(error, ValueError) and _raised_by_us(error):
+        return True
     return type(error).__module__.partition(".")[0] in OURS or isinstance(error, OSError | ImportError)
+
+
+def _raised_by_us(error: BaseException) -> bool:
+    """Whether a `raise` statement in our own packages raised it: not a call that went wrong there."""
+    trace = error.__traceback__
+    if trace is None:
+        return False
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    frame = trace.tb_frame
+    line = linecache.getline(frame.f_code.co_filename, trace.tb_lineno)
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0] in OURS and line.strip().startswith("raise ")
 
 
 def _message(error: BaseException) -> str:
     text = str(error) or "no message"
-    if not _is_ours(error) or isinstance(error, OSError | ImportError):
+    if not _is_ours(error) or isinstance(error, ImportError):
         text = f"{type(error).__name__}: {text}"
     notes = [note for note in getattr(error, "__notes__", ()) if "\n" not in note]
     return f"{text} ({'; '.join(notes)})" if notes else text

@@ -17,7 +17,7 @@ from engine.telemetry.figures import short
 
 SMALL, MEDIUM, WIDE = (400, 190), (560, 280), (1100, 330)
 """Sizes of a chart, in units that are pixels where it is drawn at its natural size."""
-LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 34
+LEFT, RIGHT, TOP, BOTTOM = 56, 12, 10, 34
 MOST_POINTS = 400
 MANY = 120
 """Points from which a noisy line is drawn thinner, or as a trend."""

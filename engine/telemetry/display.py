@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Protocol
 
-from engine.telemetry.figures import REWARD, Progress, clock, number, printable, short
+from engine.telemetry.figures import REWARD, Progress, busy, clock, evaluation_parts, learning, printable, short
 
 
 class Display(Protocol):
@@ -37,10 +37,10 @@ class Display(Protocol):
 
 
 @contextmanager
-def open(total_steps: int, title: str, *, stream: IO[str] | None = None) -> Iterator[Display]:  # noqa: A001  (read as display.open)
+def open(total_steps: int, title: str, *, every: int = 1, stream: IO[str] | None = None) -> Iterator[Display]:  # noqa: A001  (read as display.open)
     """Shows a run of `total_steps` steps until the block ends.
 
-    `stream`: default stdout. Live where it is a terminal that can move its cursor (`TERM` is not "dumb"); colours unless `NO_COLOR` is set.
+    `every`: steps to a line where there is no terminal; the first and the last always have one. `stream`: default stdout. Live where it is a terminal that can move its cursor (`TERM` is not "dumb"); colours unless `NO_COLOR` is set.
     """
     stream = stream or sys.stdout
     if stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb"):
@@ -49,14 +49,16 @@ def open(total_steps: int, title: str, *, stream: IO[str] | None = None) -> Iter
         with LivePanel(Progress(total_steps, title), stream) as panel:
             yield panel
     else:
-        yield Lines(Progress(total_steps, title), stream)
+        yield Lines(Progress(total_steps, title), stream, every)
 
 
 class Lines:
     """One line a step, columns aligned, plain ASCII: for logs, pipes and dumb terminals."""
 
-    def __init__(self, progress: Progress, stream: IO[str]) -> None:
+    def __init__(self, progress: Progress, stream: IO[str], every: int = 1) -> None:
         self._progress = progress
+        self._every = every
+        self._begun = False
         self._stream = stream
         self._write(f"{progress.title}: {progress.total} steps")
 
@@ -64,6 +66,9 @@ class Lines:
         """Writes the step's line."""
         progress = self._progress
         progress.add(row)
+        if self._begun and progress.done % self._every and progress.done < progress.total:
+            return
+        self._begun = True
         digits = len(str(progress.total))
         left = clock(progress.remaining) if progress.done < progress.total else "0:00"
         cells = [
@@ -76,7 +81,7 @@ class Lines:
 
     def evaluation(self, step: int, name: str, metrics: Mapping[str, float]) -> None:
         """Writes the evaluation's line."""
-        found = ", ".join(f"{key} {number(value)}" for key, value in metrics.items())
+        found = ", ".join(f"{key} {value}" for key, value in evaluation_parts(metrics))
         self._write(f"  evaluation '{name}' after step {step}: {found}")
 
     def note(self, text: str) -> None:
@@ -97,12 +102,11 @@ def _cells(row: Mapping[str, float]) -> Iterator[str]:
     """Columns that every line of a run has, as the run has such metrics."""
     if REWARD in row:
         yield f"reward {_fixed(row[REWARD], '6.3f')}"
-    elif "optim/loss" in row:
-        yield f"loss {_fixed(row['optim/loss'], '8.4f')}"
-    for name in ("sampler", "trainer"):
-        if f"busy/{name}" in row:
-            yield f"{name} {_fixed(row[f'busy/{name}'], '4.0%')}"
-    if "tokens/per_second" in row:
+    elif found := learning(row):
+        yield f"{found[0]} {found[1]:8.4f}"
+    for name, share in busy(row):
+        yield f"{name} {share:4.0%}"
+    if row.get("tokens/per_second"):
         yield f"{short(row['tokens/per_second']):>5} tok/s"
 
 

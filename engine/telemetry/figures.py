@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import attrs
 
 REWARD = "env/all/reward/total"
 SPARKS = "▁▂▃▄▅▆▇█"
+LARGEST = 1e30
+"""Numbers from here on are taken for none: no metric means them, and drawing them overflows."""
 PLAIN_SPARKS = "_.-:=+*#"
 
 
@@ -31,15 +34,15 @@ class Progress:
         """The next step."""
         self.row = row
         self.done = int(row.get("step", self.done)) + 1
-        self.rewards.append(_value(row, REWARD))
-        duration = _value(row, "time/total")
+        self.rewards.append(value_of(row, REWARD))
+        duration = value_of(row, "time/total")
         if math.isfinite(duration):
             self._durations = [*self._durations[-19:], duration]
 
     @property
     def elapsed(self) -> float | None:
         """Seconds since the run began, as of the last step."""
-        value = _value(self.row, "time/elapsed")
+        value = value_of(self.row, "time/elapsed")
         return value if math.isfinite(value) else None
 
     @property
@@ -50,10 +53,45 @@ class Progress:
         return max(0, self.total - self.done) * sum(self._durations) / len(self._durations)
 
 
-def _value(row: Mapping[str, float], key: str) -> float:
-    """The row's number; NaN where it has none."""
+def value_of(row: Mapping[str, Any], key: str) -> float:
+    """The number under `key`; NaN where there is none, or none that can be drawn."""
     value = row.get(key)
-    return float(value) if isinstance(value, int | float) else math.nan
+    return float(value) if isinstance(value, int | float) and abs(value) < LARGEST else math.nan
+
+
+def learning(row: Mapping[str, float]) -> tuple[str, float] | None:
+    """What a row without reward says of learning: the mean NLL of a token, else the loss."""
+    for name, key in (("nll", "train/mean_nll"), ("loss", "optim/loss")):
+        if key in row:
+            return name, value_of(row, key)
+    return None
+
+
+def busy(row: Mapping[str, float]) -> Iterator[tuple[str, float]]:
+    """Sampler and trainer with the shares of the step they were busy; a sampler that nobody asks is left out."""
+    for name in ("sampler", "trainer"):
+        if f"busy/{name}" in row and (name == "trainer" or REWARD in row):
+            yield name, value_of(row, f"busy/{name}")
+
+
+def evaluation_reward(metrics: Mapping[str, Any]) -> float:
+    """The one figure of an evaluation that stands beside the training reward; NaN where it has none."""
+    for key in ("all/reward/total", REWARD, "reward", "correct", "accuracy"):
+        if key in metrics:
+            return value_of(metrics, key)
+    return next((value_of(metrics, key) for key in metrics if key.endswith("reward/total")), math.nan)
+
+
+def evaluation_parts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """An evaluation's figures in few words: `reward`, and of its parts by their tags what differs."""
+    whole = metrics.get("all/reward/total")
+    if whole is None:
+        return [(key, number(value)) for key, value in metrics.items()]
+    parts = [("reward", number(whole))]
+    for key, value in metrics.items():
+        if key != "all/reward/total" and not (key.endswith("/reward/total") and value == whole):
+            parts.append((key.removesuffix("/reward/total"), number(value)))
+    return parts
 
 
 def clock(seconds: float | None) -> str:

@@ -13,7 +13,20 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from engine.telemetry.figures import PLAIN_SPARKS, REWARD, SPARKS, Progress, clock, number, printable, short, sparkline
+from engine.telemetry.figures import (
+    PLAIN_SPARKS,
+    REWARD,
+    SPARKS,
+    Progress,
+    busy,
+    clock,
+    evaluation_parts,
+    learning,
+    number,
+    printable,
+    short,
+    sparkline,
+)
 
 REDRAW = 0.1
 """Seconds between two drawings at least."""
@@ -36,9 +49,9 @@ class LivePanel:
     def evaluation(self, step: int, name: str, metrics: Mapping[str, float]) -> None:
         """Prints the evaluation above the panel."""
         line = Text(f"evaluation '{printable(name)}' after step {step}: ", "dim")
-        for index, (key, value) in enumerate(metrics.items()):
+        for index, (key, value) in enumerate(evaluation_parts(metrics)):
             line.append(f"{', ' if index else ''}{printable(key)} ")
-            line.append(number(value), "bold not dim")
+            line.append(value, "bold not dim")
         self._print(line)
 
     def note(self, text: str) -> None:
@@ -129,21 +142,18 @@ def _reward(progress: Progress, width: int, plain: bool) -> Iterator[Text]:
         yield line
         if finite:
             yield Text(f"first {finite[0]:.3f}, best {max(finite):.3f}", "dim")
-    if "optim/loss" in row:
-        yield Text(f"loss {number(_finite(row['optim/loss']))}", "" if REWARD not in row else "dim")
+    if found := learning(row):
+        yield Text(f"{found[0]} {number(found[1])}", "dim" if REWARD in row else "")
 
 
 def _busy(row: Mapping[str, float], plain: bool) -> Iterator[Text]:
-    for name in ("sampler", "trainer"):
-        share = row.get(f"busy/{name}")
-        if share is None:
-            continue
+    for name, share in busy(row):
         line = Text(f"{name} ")
         line.append_text(_bar(share if math.isfinite(share) else 0.0, 10, plain, "blue"))
         line.append(f" {share:4.0%} busy")
         yield line
-    if "tokens/per_second" in row:
-        line = Text(short(_finite(row["tokens/per_second"])), "bold")
+    if row.get("tokens/per_second"):
+        line = Text(short(row["tokens/per_second"]), "bold")
         line.append(" tokens/s", "not bold")
         yield line
 

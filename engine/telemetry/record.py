@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 
+from engine.telemetry.figures import LARGEST
+
 Row = Mapping[str, Any]
-LARGEST = 1e30
-"""Numbers from here on are taken for none: no metric means them, and drawing them overflows."""
 
 
 @attrs.frozen
@@ -78,9 +77,3 @@ def _config(path: Path) -> Mapping[str, Any] | None:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
-
-
-def get(row: Row, key: str) -> float:
-    """The number under `key`; NaN where there is none, or none that can be drawn."""
-    value = row.get(key)
-    return float(value) if isinstance(value, int | float) and abs(value) < LARGEST else math.nan

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.telemetry.charts import DARK, LIGHT, MANY, MEDIUM, STYLE, WIDE, Series, chart, legend, smoothed, with_trend
-from engine.telemetry.figures import REWARD, clock, number, short
-from engine.telemetry.record import Row, RunRecord, get, read_run
+from engine.telemetry.figures import REWARD, clock, evaluation_reward, number, short, value_of
+from engine.telemetry.record import Row, RunRecord, read_run
 from engine.telemetry.report_page import page, samples_section, table
 
 REPORT = "report.html"
@@ -81,7 +81,7 @@ def reward_plot_svg(rows: Sequence[Row], evaluations: Sequence[Row] = (), *, tit
 
 def reward_series(rows: Sequence[Row], evaluations: Sequence[Row]) -> list[Series]:
     """Reward of each step, its moving average where there are enough, and each evaluation's reward."""
-    steps, rewards = [get(row, "step") for row in rows], [get(row, REWARD) for row in rows]
+    steps, rewards = [value_of(row, "step") for row in rows], [value_of(row, REWARD) for row in rows]
     if len(rows) >= 12:
         span = max(5, len(rows) // 12) | 1  # odd: the step itself and as many on both sides
         series = [
@@ -93,20 +93,14 @@ def reward_series(rows: Sequence[Row], evaluations: Sequence[Row]) -> list[Serie
     names = dict.fromkeys(str(row.get("name")) for row in evaluations)
     for position, name in enumerate(names):
         points = [
-            (get(row, "step"), evaluation_reward(row["metrics"])) for row in evaluations if str(row.get("name")) == name
+            (value_of(row, "step"), evaluation_reward(row["metrics"]))
+            for row in evaluations
+            if str(row.get("name")) == name
         ]
         series.append(
             Series(f"evaluation '{name}'", [x for x, _ in points], [y for _, y in points], "dots", 1 + position % 5)
         )
     return series
-
-
-def evaluation_reward(metrics: Row) -> float:
-    """The one figure of an evaluation that stands beside the training reward; NaN where it has none."""
-    for key in ("all/reward/total", REWARD, "reward", "correct", "accuracy"):
-        if key in metrics:
-            return get(metrics, key)
-    return next((get(metrics, key) for key in metrics if key.endswith("reward/total")), math.nan)
 
 
 def _reward_range(series: Iterable[Series]) -> tuple[float | None, float | None]:
@@ -126,10 +120,10 @@ def _seconds(value: float) -> str:
 def _charts(record: RunRecord) -> Iterator[tuple[str, str, str]]:
     """Title, SVG and legend of each chart that has something to show."""
     rows = record.rows
-    steps = [get(row, "step") for row in rows]
+    steps = [value_of(row, "step") for row in rows]
 
     def of(name: str, key: str, mark: Any = "line", colour: int | None = None) -> Series:
-        return Series(name, steps, [get(row, key) for row in rows], mark, colour)
+        return Series(name, steps, [value_of(row, key) for row in rows], mark, colour)
 
     bare = "thin" if len(rows) >= MANY else "line"
     rewards = reward_series(rows, record.evaluations)
@@ -143,16 +137,18 @@ def _charts(record: RunRecord) -> Iterator[tuple[str, str, str]]:
         legend(rewards),
     )
     tags = _tags(rows)
-    if len(tags) > 1:
+    if tags:
         by_tag = [
             one
             for index, tag in enumerate(tags[:6])
             for one in with_trend(of(tag, f"env/{tag}/reward/total", colour=index))
         ]
         yield "Reward by kind", chart("Reward by kind", by_tag, y_range=_reward_range(by_tag)), legend(by_tag)
-    if not any(math.isfinite(get(row, REWARD)) for row in rows):
+    if not any(math.isfinite(value_of(row, REWARD)) for row in rows):
+        if any("train/mean_nll" in row for row in rows):
+            yield "Mean NLL of a token", chart("Mean NLL", with_trend(of("nll", "train/mean_nll", colour=0))), ""
         yield "Loss", chart("Loss", with_trend(of("loss", "optim/loss", colour=0))), ""
-    if any(get(row, "staleness/max") > 0 for row in rows):
+    if any(value_of(row, "staleness/max") > 0 for row in rows):
         stale = [
             of("in flight", "staleness/in_flight_mean", "area", 0),
             of("in queue", "staleness/in_queue_mean", "area", 2),
@@ -174,7 +170,7 @@ def _charts(record: RunRecord) -> Iterator[tuple[str, str, str]]:
         *with_trend(of("filtered", "groups/filtered", colour=1)),
         *with_trend(of("failed", "groups/failed", colour=3)),
     ]
-    if any(get(row, key) > 0 for row in rows for key in ("groups/filtered", "groups/failed")):
+    if any(value_of(row, key) > 0 for row in rows for key in ("groups/filtered", "groups/failed")):
         yield "Groups not trained", chart("Groups filtered and failed", groups, y_range=(0.0, None)), legend(groups)
     for title, key in (
         ("Gradient norm", "optim/grad_norm"),
@@ -193,7 +189,10 @@ def _tags(rows: Sequence[Row]) -> list[str]:
         for key in row
         if key.startswith("env/") and key.endswith("/reward/total")
     }
-    return sorted(found - {"all"})
+    differing = [
+        tag for tag in found - {"all"} if any(row.get(f"env/{tag}/reward/total") != row.get(REWARD) for row in rows)
+    ]  # a tag that every problem has says nothing of its own
+    return sorted(differing)
 
 
 # ---- the page
@@ -233,7 +232,7 @@ def _facts(record: RunRecord) -> Iterator[tuple[str, str]]:
     """The run in a few figures: what, how much."""
     rows = record.rows
     yield "steps", f"{len(rows)}"
-    rewards = [reward for reward in (get(row, REWARD) for row in rows) if math.isfinite(reward)]
+    rewards = [reward for reward in (value_of(row, REWARD) for row in rows) if math.isfinite(reward)]
     if rewards:
         few = max(1, min(3, len(rewards) // 2))
         yield "mean reward, first to last steps", f"{sum(rewards[:few]) / few:.2f} → {sum(rewards[-few:]) / few:.2f}"
@@ -241,13 +240,15 @@ def _facts(record: RunRecord) -> Iterator[tuple[str, str]]:
     if scores:
         score, row = scores[-1]
         yield f"evaluation '{row.get('name')}' after step {number(row['step'])}", number(score)
-    tokens = sum(count for row in rows if math.isfinite(count := get(row, "tokens/sampled")))
+    tokens = sum(count for row in rows if math.isfinite(count := value_of(row, "tokens/sampled")))
     if tokens:
         yield "tokens sampled", short(tokens)
-    stalest = max((get(row, "staleness/max") for row in rows if math.isfinite(get(row, "staleness/max"))), default=0.0)
+    stalest = max(
+        (value_of(row, "staleness/max") for row in rows if math.isfinite(value_of(row, "staleness/max"))), default=0.0
+    )
     if stalest > 0:
         yield "worst staleness", number(stalest)
-    if rows and math.isfinite(elapsed := get(rows[-1], "time/elapsed")):
+    if rows and math.isfinite(elapsed := value_of(rows[-1], "time/elapsed")):
         yield "time", clock(elapsed)
 
 

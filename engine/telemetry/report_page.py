@@ -121,10 +121,12 @@ def _group(members: Sequence[Row]) -> Iterator[str]:
     shared = len(questions) == 1 and all(len(own) == 1 for own in turns) and "question" in turns[0][0]
     if shared:
         yield _text(turns[0][0].get("question"), "text question")
+        yield _reference(turns[0][0])
     for member, own in zip(members, turns, strict=True):
         for index, turn in enumerate(own):
             if not shared and "question" in turn:
                 yield _text(turn.get("question"), "text question")
+                yield _reference(turn)
             closing = index == len(own) - 1
             yield _answer(
                 turn,
@@ -146,9 +148,14 @@ def _answer(turn: Row, reward: object, end: str) -> str:
     if "answer" in turn:
         body = _text(turn["answer"], "text")
     else:
-        others = {key: value for key, value in turn.items() if key not in ("question", "reward")}
+        others = {key: value for key, value in turn.items() if key not in ("question", "reference", "reward")}
         body = _text("\n".join(f"{key}: {value}" for key, value in others.items()), "text")
     return f'<div class="answer">{score}<div>{body}{_ending(end)}</div></div>'
+
+
+def _reference(turn: Row) -> str:
+    right = turn.get("reference")
+    return "" if right is None else f'<div class="meta">right: {escape(str(right)[:LONGEST])}</div>'
 
 
 def _ending(end: str) -> str:

@@ -9,6 +9,7 @@ from typing import Literal
 import anyio
 import attrs
 
+from actors.schedule import Schedule
 from recipes import cli
 
 
@@ -63,6 +64,8 @@ async def run(config: Config) -> None:
             raise ExceptionGroup("program failed", [ExceptionGroup("inner", [_noted(OurError("the disk is full"))])])
         case "fail with a bug":
             raise ZeroDivisionError("division by zero")
+        case "fail at a value":
+            Schedule(minibatches=99)
         case "fail in the block":
             async with cli.stop_on_interrupt(lambda: None):
                 raise OurError("inside")

@@ -91,6 +91,15 @@ class TestFlags:
         assert "--learning-rate {None}|FLOAT Of the optimizer; None: what suits the model. (default: None)" in text
         assert "--traceback" in text
 
+    def test_help_for_somebody_who_stops_reading(self) -> None:
+        with subprocess.Popen(
+            [*COMMAND, "--help"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.close()
+            assert process.stderr.read() == b""
+
     def test_help_loads_nothing_heavy(self) -> None:
         code = (
             "import sys, runpy; sys.argv = ['example', '--help']\n"
@@ -129,6 +138,14 @@ class TestErrors:
         assert result.returncode == 1
         assert "cli_example.py" in result.stderr
         assert result.stderr.endswith("example: ZeroDivisionError: division by zero\n")
+
+    def test_a_wrong_value_found_late_is_one_message_too(self) -> None:
+        result = command("--do", "fail at a value")
+        assert result.returncode == 1
+        assert result.stderr.splitlines()[0] == (
+            "example: minibatches (99) must be at most groups_per_step (32): a minibatch holds at least one group"
+        )
+        assert "Traceback" not in result.stderr
 
     def test_an_error_inside_the_interruptible_block_is_not_wrapped(self) -> None:
         result = command("--do", "fail in the block", "--traceback")

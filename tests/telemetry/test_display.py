@@ -59,19 +59,47 @@ class TestLines:
             observer.step(row(0))
             observer.step(row(8, **{"busy/sampler": 1.0, "staleness/max": 2, "groups/filtered": 3, "groups/failed": 1}))
             observer.step(row(9, **{"tokens/per_second": 9.5}))
-            observer.evaluation(10, "held out", {"all/reward/total": 0.91234, "n": 64})
+            observer.evaluation(
+                10,
+                "held out",
+                {"all/reward/total": 0.91234, "sums/reward/total": 0.91234, "carry/reward/total": 0.5, "n": 64},
+            )
             observer.note("checkpoint 10 saved")
         assert stream.getvalue().splitlines() == [
             "rl_loop: 10 steps",
             "step  1/10  reward  0.500  sampler  83%  trainer  41%  12.3k tok/s   0:02  ETA  0:18",
             "step  9/10  reward  0.820  sampler 100%  trainer  41%  12.3k tok/s   0:18  ETA  0:02  stale 0.8 (max 2)  filtered 3  failed 1",
             "step 10/10  reward  0.860  sampler  83%  trainer  41%    9.5 tok/s   0:20  ETA  0:00",
-            "  evaluation 'held out' after step 10: all/reward/total 0.912, n 64",
+            "  evaluation 'held out' after step 10: reward 0.912, carry 0.500, n 64",
             "  checkpoint 10 saved",
         ]
 
     def test_a_supervised_run_shows_its_loss(self) -> None:
         assert lines_of({"step": 0, "optim/loss": 2.5})[1] == "step  1/10  loss   2.5000   -:--  ETA  -:--"
+
+    def test_the_mean_nll_says_more_than_a_summed_loss(self) -> None:
+        found = {
+            "step": 0,
+            "optim/loss": 2844.6,
+            "train/mean_nll": 2.5,
+            "busy/sampler": 0.0,
+            "busy/trainer": 0.9,
+            "tokens/per_second": 0.0,
+        }
+        assert lines_of(found)[1] == "step  1/10  nll   2.5000  trainer  90%   -:--  ETA  -:--"
+        assert panel(80, found).splitlines()[1:3] == ["nll 2.500", "trainer ━━━━━━━━━─  90% busy"]
+
+    def test_only_every_so_many_steps_where_that_is_asked_for(self) -> None:
+        stream = io.StringIO()
+        with display.open(10, "test", every=4, stream=stream) as shown:
+            for step in range(10):
+                shown.step(row(step))
+        assert [line[:10] for line in stream.getvalue().splitlines()[1:]] == [
+            "step  1/10",
+            "step  4/10",
+            "step  8/10",
+            "step 10/10",
+        ]
 
     def test_what_is_missing_or_no_number_upsets_nothing(self) -> None:
         assert lines_of({})[1].startswith("step  1/10")

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.telemetry.charts import Series, axis, chart, plain, smoothed
-from engine.telemetry.report import evaluation_reward, reward_plot_svg, write_report, write_reward_plot
+from engine.telemetry.figures import evaluation_reward
+from engine.telemetry.report import reward_plot_svg, write_report, write_reward_plot
 
 HOSTILE = "</pre></div><script>alert('x')</script><img src=x onerror=alert(1)>\"'&\x00\x1b[2J\u202e\ud800"
 
@@ -153,6 +154,28 @@ class TestReport:
         assert text.count("What is 17 + 25?") == 1
         assert all(f"answer of {member}" in text for member in range(3))
         assert text.count("ended by max tokens") == 3
+
+    def test_kinds_that_say_nothing_of_their_own_are_not_drawn(self, run: Path) -> None:
+        rows = [{"step": step, "env/all/reward/total": 0.5, "env/sums/reward/total": 0.5} for step in range(3)]
+        write_lines(run / "metrics.jsonl", rows)
+        assert "Reward by kind" not in Page(write_report(run).read_text()).text
+        write_lines(run / "metrics.jsonl", [one | {"env/carry/reward/total": 0.25} for one in rows])
+        assert "Reward by kind" in Page(write_report(run).read_text()).text
+
+    def test_the_right_answer_stands_below_the_question(self, run: Path) -> None:
+        turn = {"question": "What is 1 + 1?", "answer": "3", "reference": 2, "reward": 0.0}
+        write_lines(run / "samples.jsonl", [sample(0, "", 0.0, turns=[turn])])
+        assert "right: 2" in Page(write_report(run).read_text()).text
+
+    def test_a_supervised_run_shows_its_loss(self, run: Path) -> None:
+        (run / "evaluations.jsonl").unlink()
+        write_lines(
+            run / "metrics.jsonl",
+            [{"step": step, "train/mean_nll": 3.0 - step, "optim/loss": 100.0} for step in range(3)],
+        )
+        text = Page(write_report(run).read_text()).text
+        assert "Mean NLL of a token" in text
+        assert "Mean reward" not in text
 
     def test_every_turn_of_a_long_episode_is_shown(self, run: Path) -> None:
         turns = [{"question": f"question {turn}", "answer": f"reply {turn}", "reward": 0.0} for turn in range(3)]
