@@ -64,12 +64,15 @@ class CheckpointStore:
                 for path in files
             },
         }
+        for directory in sorted({path.parent for path in files}):
+            sync_directory(directory)
         write_atomically(partial / MANIFEST, json.dumps(manifest, indent=1))
         final = self.directory / f"{step:06d}"
         if final.exists():  # left by a run that was rewound to before it
             shutil.rmtree(final)
         partial.rename(final)
         sync_directory(self.directory)
+        sync_directory(self.run.path)
         self.run.append(CHECKPOINTS, [{"step": step, "path": f"checkpoints/{final.name}"}], durable=True)
         self._prune()
         return StoredCheckpoint(step, final)

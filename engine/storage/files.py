@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 
+class DamagedFile(Exception):
+    """A file that a crash alone cannot have left so: which, and where in it."""
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Writes the whole file or leaves the old one. Durable when it returns."""
     partial = path.with_name(f".{path.name}.partial")
@@ -50,7 +54,7 @@ def append_lines(path: Path, rows: Iterable[Mapping[str, Any]], *, durable: bool
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The complete JSON lines of a file; a last line that a crash cut off is left out. No file: no lines.
 
-    Raises ValueError naming file and line when a line *within* the file is damaged.
+    Raises DamagedFile naming file and line when a line *within* the file is damaged.
     """
     if not path.exists():
         return []
@@ -58,9 +62,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(lines[:-1], 1):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}: not a JSON object ({error})") from None
+            raise DamagedFile(f"{path}, line {number}: not a JSON object ({error})") from None
+        if not isinstance(row, dict):
+            raise DamagedFile(f"{path}, line {number}: not a JSON object")
+        rows.append(row)
     return rows
 
 
@@ -91,5 +98,5 @@ def _finite(value: Any) -> Any:
 def _plain(value: Any) -> Any:
     item = getattr(value, "tolist", None)  # numpy scalars and arrays
     if item is not None:
-        return item()
+        return _finite(item())
     return str(value)

@@ -16,12 +16,14 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
-from engine.storage.files import append_lines, keep_lines, read_lines, write_atomically
+from engine.storage.files import DamagedFile, append_lines, keep_lines, read_lines, write_atomically
 
 METRICS = "metrics.jsonl"
 EVALUATIONS = "evaluations.jsonl"
@@ -62,20 +64,23 @@ class RunDirectory:
         """Whether a run has written here before."""
         return any((self.path / name).exists() for name in (METRICS, CHECKPOINTS, EVENTS, EVALUATIONS, SAMPLES))
 
-    def _take_lock(self) -> IO[str]:
-        lock = (self.path / "run.lock").open("a+", encoding="utf-8")
+    def _take_lock(self) -> FileIO:
+        lock = FileIO(self.path / "run.lock", "a+")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             lock.seek(0)
-            holder = lock.read().strip() or "unknown"
+            holder = lock.read().decode(errors="replace").strip() or "unknown"
             lock.close()
             raise RunDirectoryError(
                 f"{self.path} is in use by another process (pid {holder}): wait for it, or choose another directory"
             ) from None
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
+        try:
+            lock.truncate(0)
+            lock.write(f"{os.getpid()}\n".encode())
+        except OSError:
+            lock.close()
+            raise
         return lock
 
     def write_config(self, config: Mapping[str, Any]) -> None:
@@ -98,8 +103,9 @@ class RunDirectory:
                     os.close(descriptor)
 
     def read(self, name: str) -> list[dict[str, Any]]:
-        """The complete lines of one of the files."""
-        return read_lines(self.path / name)
+        """The complete lines of one of the files. Raises RunDirectoryError where one of them is damaged."""
+        with _told_apart():
+            return read_lines(self.path / name)
 
     def rewind(self, version: int, pending: Iterable[tuple[int, str]] = ()) -> None:
         """Drops what was written after the checkpoint at `version` optimizer steps, and the evaluations that were `pending` (version, name) then.
@@ -107,13 +113,14 @@ class RunDirectory:
         What is dropped will be done and written again, so no step is missing and none is there twice.
         """
         again = set(pending)
-        keep_lines(self.path / METRICS, lambda row: row["step"] < version)
-        keep_lines(self.path / SAMPLES, lambda row: row["step"] < version)
-        keep_lines(
-            self.path / EVALUATIONS, lambda row: row["step"] <= version and (row["step"], row["name"]) not in again
-        )
-        keep_lines(self.path / CHECKPOINTS, lambda row: row["step"] <= version)
-        keep_lines(self.path / EVENTS, lambda _: True)  # a torn last line only: the journal tells all that happened
+        with _told_apart():
+            keep_lines(self.path / METRICS, lambda row: row["step"] < version)
+            keep_lines(self.path / SAMPLES, lambda row: row["step"] < version)
+            keep_lines(
+                self.path / EVALUATIONS, lambda row: row["step"] <= version and (row["step"], row["name"]) not in again
+            )
+            keep_lines(self.path / CHECKPOINTS, lambda row: row["step"] <= version)
+            keep_lines(self.path / EVENTS, lambda _: True)  # a torn last line only: the journal tells all that happened
 
     def close(self) -> None:
         """Gives the lock back."""
@@ -126,3 +133,12 @@ class RunDirectory:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@contextmanager
+def _told_apart() -> Iterator[None]:
+    """A damaged file is the directory's fault, not the program's."""
+    try:
+        yield
+    except DamagedFile as error:
+        raise RunDirectoryError(f"{error}: mend or remove that line, or start a new run in another directory") from None
