@@ -1,0 +1,90 @@
+"""The tiny model of the two-minute job: a Llama of some 150,000 numbers, its tokenizer, and the worked examples that it first learns from.
+
+The worked examples come from a pupil who mostly forgets to carry: 47 + 5 = 42. A model warmed up on them writes sums fluently, adds right
+where nothing is carried, and gets most of the others wrong. What is missing only the reward can teach.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import attrs
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from engine.backends.values import Datum
+from engine.rendering import Renderer, assistant, user
+from engine.runtime.seeds import derive_seed
+from engine.training.supervised import supervised_datum
+from envs.arithmetic import SIGNS, Difficulty, Problem
+
+RENDERER = "role_colon"
+WORDING = "What is {}?"
+
+
+def make_model(directory: Path, seed: int) -> Path:
+    """Writes the untrained model and its tokenizer into `directory`. Blocks: torch is loaded for it."""
+    from engine.backends import local
+
+    # A wider initialisation than a big model's 0.02 halves the steps that a model of this width needs before it adds at all.
+    return local.tiny_llama(
+        directory, make_tokenizer(), hidden=64, layers=2, heads=4, context=128, seed=seed, initializer_range=0.06
+    )
+
+
+def make_tokenizer() -> Tokenizer:
+    """Byte-level BPE, so that any text can be written; the question's words become one token each, and so does every digit."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    words = [f"User: {WORDING.format(f'1 {sign} 2')}\n\nAssistant:" for sign in SIGNS.values()] + [
+        " -3\n\nUser:",
+        " 3\n\nUser:",
+    ]
+    trainer = trainers.BpeTrainer(
+        vocab_size=512, min_frequency=1, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(words, trainer)
+    return tokenizer
+
+
+@attrs.frozen
+class WorkedExamples:
+    """Batches of sums, worked by the forgetful pupil. The same position gives the same batch."""
+
+    renderer: Renderer
+    difficulty: Difficulty
+    steps: int
+    batch_size: int = 128
+    forgets: float = 0.8
+    """Share of the problems with a carry (or a borrow) in which the pupil forgets it."""
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, index: int) -> Sequence[Datum]:
+        rng = random.Random(derive_seed(self.seed, index))
+        first = index * self.batch_size
+        return [self._datum(self.difficulty.draw(self.seed, first + n), rng) for n in range(self.batch_size)]
+
+    def _datum(self, problem: Problem, rng: random.Random) -> Datum:
+        answer = forgetful(problem) if problem.carries and rng.random() < self.forgets else problem.answer
+        conversation = [user(WORDING.format(problem)), assistant(str(answer))]
+        (example,) = self.renderer.supervised_examples(conversation)
+        datum = supervised_datum(example.model_input, example.weights_T)
+        assert datum is not None  # only a limit on its length could have left it out
+        return datum
+
+
+def forgetful(problem: Problem) -> int:
+    """The answer without what the units carry to the tens (or borrow from them)."""
+    if problem.operation == "multiply":
+        return problem.answer - problem.left % 10 * (problem.right % 10) // 10 * 10
+    return problem.answer + (10 if problem.operation == "subtract" else -10) * problem.carries
