@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from actors.batches import BatchDataset
     from actors.checkpoint import RunSettings
     from actors.evaluator import Evaluation, group_evaluation
+    from actors.learning import StopRequest
     from actors.prediction import LengthPredictor, RunningMean
     from actors.programs import RLSettings, train_rl, train_supervised
     from actors.reports import Observer
     from actors.run import RunResult
     from actors.sampler import Sampler, SamplerSettings, SamplingFailed
     from actors.schedule import Schedule
-    from actors.trainer import StopRequest
 
 _HOMES = {
     "BatchDataset": "actors.batches",
@@ -33,7 +33,7 @@ _HOMES = {
     "SamplerSettings": "actors.sampler",
     "SamplingFailed": "actors.sampler",
     "Schedule": "actors.schedule",
-    "StopRequest": "actors.trainer",
+    "StopRequest": "actors.learning",
     "group_evaluation": "actors.evaluator",
     "train_rl": "actors.programs",
     "train_supervised": "actors.programs",

@@ -8,7 +8,7 @@ The version stays served until its evaluations are done, however far training ha
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
 import anyio
 import attrs
@@ -49,6 +49,60 @@ class DueEvaluations:
 
     version: int
     evaluations: Sequence[Evaluation]
+
+
+class EvaluationPlan:
+    """Which evaluations are due, and that each is run exactly once."""
+
+    def __init__(
+        self,
+        evaluations: Sequence[Evaluation],
+        sampler: Sampler,
+        pending: set[tuple[int, str]],
+        done: Collection[tuple[int, str]],
+    ) -> None:
+        """(version, name) of evaluations that are due and not reported (`pending`, shared with evaluator and checkpoints), and of those reported."""
+        self._evaluations = evaluations
+        self._sampler = sampler
+        self._pending = pending
+        self._requested = set(done) | pending
+
+    def any_due(self, version: int) -> bool:
+        """Whether somebody will sample from this version for an evaluation."""
+        return any(evaluation.due(version) for evaluation in self._evaluations)
+
+    def at_start(self, version: int) -> list[DueEvaluations]:
+        """Those pending when a resumed run's checkpoint was cut; in a new run, those of the untrained policy."""
+        if not self._pending:
+            return [self.at_end(0)] if version == 0 else []
+        by_name = {evaluation.name: evaluation for evaluation in self._evaluations}
+        self._pending -= {(version, name) for version, name in self._pending if name not in by_name}
+        for older, _ in self._pending:
+            self._sampler.pin(older)
+        return [DueEvaluations(older, (by_name[name],)) for older, name in sorted(self._pending)]
+
+    def at(self, version: int) -> DueEvaluations:
+        """Those whose interval ends at this version. It must be served."""
+        return self._due(version, [evaluation for evaluation in self._evaluations if evaluation.due(version)])
+
+    def at_end(self, version: int) -> DueEvaluations:
+        """Those that want the first and the last version, as far as they have not had it."""
+        return self._due(version, self.missing(version))
+
+    def missing(self, version: int) -> list[Evaluation]:
+        """Evaluations that want a last version and have not had this one."""
+        return [
+            evaluation
+            for evaluation in self._evaluations
+            if evaluation.at_ends and (version, evaluation.name) not in self._requested
+        ]
+
+    def _due(self, version: int, evaluations: Sequence[Evaluation]) -> DueEvaluations:
+        for evaluation in evaluations:
+            self._sampler.pin(version)
+            self._pending.add((version, evaluation.name))
+            self._requested.add((version, evaluation.name))
+        return DueEvaluations(version, tuple(evaluations))
 
 
 class Evaluator:

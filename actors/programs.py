@@ -19,7 +19,8 @@ import attrs
 
 from actors.batches import BatchCursor, BatchDataset, BatchFeed, BatchSource
 from actors.checkpoint import RunSettings
-from actors.evaluator import DueEvaluations, Evaluation, Evaluator
+from actors.evaluator import DueEvaluations, Evaluation, EvaluationPlan, Evaluator
+from actors.learning import Feed, LearningSettings, StopRequest
 from actors.prediction import LengthPredictor, RunningMean
 from actors.reports import Observer, Report
 from actors.rl_feed import GroupFeed
@@ -28,7 +29,7 @@ from actors.run import Run, RunResult, open_run
 from actors.sampler import SamplerSettings
 from actors.schedule import Schedule
 from actors.source import ProblemStream, Source
-from actors.trainer import Feed, LearningSettings, StopRequest, Trainer
+from actors.trainer import Trainer
 from actors.work import FinishedGroup, Job, Journal, RLWork, RolloutLedger, UnderWay
 from engine.backends.ports import Backend
 from engine.backends.values import AdamParams, Datum, Loss
@@ -298,9 +299,7 @@ async def _run(
         first_step=run.first_step,
         steps=steps,
         publish_every_step=actors.publish_every_step,
-        evaluations=evaluations,
-        pending_evaluations=run.pending_evaluations,
-        done_evaluations=run.done_evaluations,
+        plan=EvaluationPlan(evaluations, run.sampler, run.pending_evaluations, run.done_evaluations),
         checkpoint_every=run.settings.checkpoint_every,
         cut=run.cutter(fixed, actors.freeze),
         stop=stop or StopRequest(),

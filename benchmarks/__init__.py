@@ -1,1 +1,1 @@
-"""."""
+"""Commands that measure, each printing a table and writing JSON; see README.md."""

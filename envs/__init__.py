@@ -1,1 +1,1 @@
-"""."""
+"""What is learnt: the contracts of environments, the one rollout loop, and environments."""

@@ -1,1 +1,1 @@
-"""."""
+"""What a run shows of itself: the live display, the timeline, the report."""
