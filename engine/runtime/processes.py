@@ -9,7 +9,7 @@
 A job runs in another process, so it cannot block the event loop, and it can be stopped at any moment whatever it does: a regular
 expression, a computer algebra system, an endless loop, a segfault. The spare is why a kill delays nobody.
 
-What a job costs beside its own work: one round trip, some 100 µs (`run`); 20 µs within a batch (`map`). Arguments are pickled on the event loop, so pass
+What a job costs beside its own work: one round trip, some 120 µs (`run`); 10 to 25 µs within a batch (`map`). Arguments are pickled on the event loop, so pass
 megabytes as paths; large results are unpickled in a thread.
 
 Workers are started with `subprocess`, never forked from a process that has threads. They run in process groups of their own: Ctrl-C does not reach

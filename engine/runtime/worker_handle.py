@@ -21,6 +21,7 @@ from engine.runtime import worker as program
 from engine.runtime.worker import HEADER, Failure, describe, encode
 
 CHUNK = 1 << 16
+"""Bytes read at once, unless more are known to come."""
 LARGE = 1 << 20
 """Bytes from which a reply is unpickled in a thread: below, that takes less than a few milliseconds."""
 HANGUP_GRACE = 1.0
@@ -103,11 +104,10 @@ class WorkerHandle:
         (length,) = HEADER.unpack_from(self._received)
         end = HEADER.size + length
         await self._fill(end, deadline)
-        body = bytes(memoryview(self._received)[HEADER.size : end])
-        del self._received[:end]
+        frame, self._received = self._received, self._received[end:]
         if length >= LARGE:
-            return await anyio.to_thread.run_sync(_decode, body)
-        return _decode(body)
+            return await anyio.to_thread.run_sync(_decode, frame)
+        return _decode(frame)
 
     async def _fill(self, size: int, deadline: float) -> None:
         while len(self._received) < size:
@@ -117,7 +117,7 @@ class WorkerHandle:
                 with anyio.CancelScope(deadline=deadline):
                     await anyio.wait_readable(self._socket)
             try:
-                data = self._socket.recv(CHUNK)
+                data = self._socket.recv(CHUNK if size - len(self._received) <= CHUNK else LARGE)
             except BlockingIOError:  # asked after the deadline too: a reply that waited for a late event loop counts
                 raise TimeoutError from None
             except OSError:
@@ -176,9 +176,10 @@ class WorkerHandle:
         self._socket.close()
 
 
-def _decode(body: bytes) -> tuple[str, Any]:
+def _decode(frame: bytearray) -> tuple[str, Any]:
+    """The message in a frame, whatever follows it."""
     try:
-        return pickle.loads(body)  # type: ignore[no-any-return]  # noqa: S301  (from our own child)
+        return pickle.loads(memoryview(frame)[HEADER.size :])  # type: ignore[no-any-return]  # noqa: S301  (from our own child)
     except Exception as error:  # noqa: BLE001  (whatever a class does when it is unpickled)
         error.add_note("the job's result could be sent, but not be put together again here")
         return "failed", describe(error)

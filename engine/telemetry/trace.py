@@ -34,6 +34,7 @@ class TraceWriter:
         """By track, a heap of when each lane becomes free."""
         self._threads: dict[tuple[str, int], int] = {}
         self._tracks: dict[str, int] = {}
+        self._floor = 0.0
         self._origin: float | None = None
         """What is subtracted from times: set at the first flush."""
 
@@ -80,7 +81,7 @@ class TraceWriter:
             end = _reopen(self.path)
             self._lanes.clear()
             self._threads.clear()
-            self._origin = events[0][3] - end
+            self._origin, self._floor = events[0][3] - end, end
             lines.append(_metadata("process_name", 1, {"name": "run"}))
         for event in events:
             lines += self._encode(event)
@@ -90,7 +91,10 @@ class TraceWriter:
     def _encode(self, event: _Event) -> Iterator[str]:
         phase, track, name, start, end, args = event
         origin = self._origin or 0.0
-        body: dict[str, Any] = {"ph": phase, "name": name, "pid": 1, "ts": _micro(start - origin)}
+        began = max(
+            self._floor, start - origin
+        )  # what began before the first event flushed: a file's time has no minus
+        body: dict[str, Any] = {"ph": phase, "name": name, "pid": 1, "ts": _micro(began)}
         if phase == "C":
             yield _dump(body | {"args": args})
             return
@@ -102,7 +106,7 @@ class TraceWriter:
             yield _metadata("thread_sort_index", thread, {"sort_index": self._order(track) * 1000 + lane})
         body["tid"] = thread
         if phase == "X":
-            body["dur"] = _micro(end - start)
+            body["dur"] = max(0.0, _micro(end - origin - began))
         else:
             body["s"] = "t"
         if args:

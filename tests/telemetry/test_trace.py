@@ -67,6 +67,18 @@ def test_spans_that_overlap_get_lanes_of_their_own(tmp_path: Path) -> None:
     assert lanes == {"long": "rollouts", "first": "rollouts (2)", "second": "rollouts (2)", "later": "rollouts (2)"}
 
 
+def test_a_span_that_began_before_the_first_flush_begins_with_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    with TraceWriter(path) as writer:
+        writer.span("trainer", "step 0", 10.0, 11.0)
+        writer.flush()
+        writer.span("actors", "trainer", 9.0, 13.0)
+    assert [(event["name"], event["ts"], event["dur"]) for event in real(path)] == [
+        ("step 0", 0.0, 1e6),
+        ("trainer", 0.0, 3e6),
+    ]
+
+
 def test_arguments_that_json_does_not_know(tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
     with TraceWriter(path) as writer:
