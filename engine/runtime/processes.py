@@ -181,7 +181,10 @@ class WorkerPool:
         for start in starts:
             at, stop = start, min(start + size, len(items))
             while at < stop:
-                done = await self._play(name, items[at:stop], budget, None)
+                try:
+                    done = await self._play(name, items[at:stop], budget, None)
+                except JobError as error:  # no worker any more
+                    done = [error] * (stop - at)
                 outcomes[at : at + len(done)] = done
                 at += len(done)
 

@@ -212,7 +212,10 @@ class TestBudgets:
 
     async def test_importing_the_module_does_not_count(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "slow_to_import.py").write_text(
-            "import sys, time\nif hasattr(sys, 'flags') and sys.argv[0].endswith('worker.py'):\n    time.sleep(0.3)\n\ndef job():\n    return 'done'\n"
+            "import sys, time\n"
+            "end = time.perf_counter() + (0.3 if sys.argv[0].endswith('worker.py') else 0.0)\n"
+            "while time.perf_counter() < end: pass\n"
+            "def job(): return 'done'\n"
         )
         monkeypatch.syspath_prepend(str(tmp_path))
         import slow_to_import  # type: ignore[import-not-found]
@@ -336,6 +339,18 @@ class TestMap:
             outcomes = await pool.map(jobs.leave_if, [(1 if x in (2, 3) else 0, x) for x in range(8)], batch=4)
         assert [x for x in range(8) if isinstance(outcomes[x], WorkerDied)] == [2, 3]
         assert [outcome for outcome in outcomes if not isinstance(outcome, JobError)] == [0, 1, 4, 5, 6, 7]
+
+    async def test_a_pool_that_closes_meanwhile(self) -> None:
+        outcomes: list[object] = []
+
+        async def play(pool: WorkerPool) -> None:
+            outcomes.extend(await pool.map(jobs.burn_if, [(0.0, 1), (6.0, 2), (0.0, 3)], batch=3))
+
+        async with anyio.create_task_group() as group, WorkerPool(1, spares=0) as pool:
+            group.start_soon(play, pool)
+            await anyio.sleep(0.3)
+        assert outcomes[0] == 1
+        assert [type(outcome) for outcome in outcomes[1:]] == [PoolClosed, PoolClosed]
 
     async def test_nothing_to_do(self) -> None:
         async with WorkerPool(1, spares=0) as pool:
@@ -494,6 +509,17 @@ def test_a_worker_imports_nothing_of_the_engine_or_its_dependencies() -> None:
     code += "; print(sorted({name.partition('.')[0] for name in sys.modules} & {'engine', 'anyio', 'trio', 'attr', 'numpy', 'asyncio', 'multiprocessing'}))"
     result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_pool_may_be_made_outside_the_event_loop(backend: str) -> None:
+    pool = WorkerPool(1, spares=0)
+
+    async def use() -> int:
+        async with pool:
+            return await pool.run(jobs.add, 1, 2)
+
+    assert anyio.run(use, backend=backend) == 3
 
 
 @pytest.mark.parametrize("arguments", [{"workers": 0}, {"workers": 1, "spares": -1}])

@@ -87,6 +87,6 @@ def print_something() -> None:
 
 
 def start_child_and_burn(pid_file: str) -> None:
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
     Path(pid_file).write_text(str(child.pid))
     burn(60)
