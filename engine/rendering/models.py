@@ -100,3 +100,29 @@ def _is_base(short: str, family: str) -> bool:
     if re.search(r"(?<![A-Za-z])(base|pt)(?![A-Za-z])", short, re.IGNORECASE):
         return True
     return family in _INSTRUCT_SAID and re.search(r"instruct|chat", short, re.IGNORECASE) is None
+
+
+_EXAMPLES: tuple[tuple[str, str], ...] = (
+    ("qwen3_vl", "Qwen/Qwen3-VL-8B-Instruct"),
+    ("qwen3_8", "Qwen/Qwen3.8-27B"),
+    ("qwen3_6", "Qwen/Qwen3.6-27B"),
+    ("qwen3_5", "Qwen/Qwen3.5-4B"),
+    ("qwen3", "Qwen/Qwen3-8B"),
+    ("qwen2_5", "Qwen/Qwen2.5-7B-Instruct"),
+    ("llama3", "meta-llama/Llama-3.1-8B-Instruct"),
+    ("deepseekv3", "deepseek-ai/DeepSeek-V3.1"),
+    ("kimi_k26", "moonshotai/Kimi-K2.6"),
+    ("kimi_k25", "moonshotai/Kimi-K2.5"),
+    ("kimi_k2", "moonshotai/Kimi-K2-Thinking"),
+    ("nemotron3", "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16"),
+    ("gpt_oss", "openai/gpt-oss-20b"),
+    ("glm4_5", "zai-org/GLM-4.6"),
+    ("glm4_7", "zai-org/GLM-4.7"),
+    ("glm", "zai-org/GLM-5"),
+    ("", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+)
+
+
+def example_model(renderer: str) -> str:
+    """A model whose tokenizer suits a renderer."""
+    return next(model for beginning, model in _EXAMPLES if renderer.startswith(beginning))

@@ -114,3 +114,14 @@ def get_renderer(name: str, tokenizer: Any) -> Renderer:
     if name not in _MAKERS:
         raise RenderError(f"no renderer is called {name!r}; there are {', '.join(renderer_names())}")
     return _MAKERS[name](as_vocabulary(tokenizer))
+
+
+def control_tokens(name: str) -> tuple[str, ...]:
+    """The control tokens that a family of this project names, in order, without repetition. Raises RenderError for an unknown renderer."""
+    if name not in _FAMILIES:
+        raise RenderError(f"no family is called {name!r}; there are {', '.join(sorted(_FAMILIES))}")
+    module, family, _ = _FAMILIES[name]
+    found = getattr(importlib.import_module(f"engine.rendering.families.{module}"), family)
+    grammar = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+    used = grammar if module in ("qwen3", "qwen3_5", "nemotron3", "glm", "kimi_k2") else ()
+    return tuple(dict.fromkeys((*getattr(found, "controls", ()), *getattr(found, "stops", ()), *used)))

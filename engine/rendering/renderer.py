@@ -245,10 +245,25 @@ class Family(ABC):
         tools: Sequence[ToolSpec] = (),
         role: Role = "assistant",
         prefill: str = "",
+        known: dict[str, list[int]] | None = None,
     ) -> ModelInput:
         """See `Renderer`."""
         conversation = Conversation(tuple(messages), tuple(tools), generating=True)
-        return self.write(conversation, role, prefill).finish().model_input
+        return self.write(conversation, role, prefill).finish(known).model_input
+
+    def continuation(
+        self, messages: Sequence[Message], start: int, *, tools: Sequence[ToolSpec] = (), last_token: int, ended: bool
+    ) -> ModelInput | None:
+        """See `Renderer`."""
+        conversation = Conversation(tuple(messages), tuple(tools), generating=True)
+        self.check(conversation)
+        out = Script(self.vocabulary)
+        next_role = messages[start].role if start < len(messages) else None
+        self.close_answer(out, last_token=last_token, ended=ended, next_role=next_role)
+        for index in range(start, len(messages)):
+            self.write_message(out, conversation, index)
+        self._generate(out, conversation, "assistant", "")
+        return out.finish().model_input
 
     def supervised_examples(
         self,

@@ -59,10 +59,10 @@ def harmony_type(schema: Schema) -> str:  # noqa: PLR0911 - one case a line
         return "string | null" if schema.get("nullable") else "string"
     if kind == "object" and schema.get("properties"):
         required = schema.get("required") or []
-        fields = [
-            f"{name}{'' if name in required else '?'}: {harmony_type(inner)}"
-            for name, inner in schema["properties"].items()
-        ]
+        # The line break and its sixteen spaces are those of the official template's source.
+        gap = ": \n" + " " * 16
+        pairs = schema["properties"].items()
+        fields = [f"{name}{'' if name in required else '?'}{gap}{harmony_type(inner)}" for name, inner in pairs]
         return "{\n" + ", ".join(fields) + "}"
     if kind == "object":
         return "object"

@@ -256,3 +256,14 @@ def load_vocabulary(name: str | Path) -> HuggingFaceVocabulary:
             f"the tokenizer of {str(name)!r} could not be fetched ({error}); a local directory with tokenizer.json works too"
         ) from error
     return HuggingFaceVocabulary(fetched, name=str(name))
+
+
+def byte_vocabulary(control_tokens: Sequence[str]) -> HuggingFaceVocabulary:
+    """A vocabulary of bytes and the given control tokens: for tests, toy models, and for looking at a format without its tokenizer."""
+    alphabet = sorted(_byte_of_character(), key=lambda character: _byte_of_character()[character])
+    model = tokenizers.models.BPE(vocab={character: n for n, character in enumerate(alphabet)}, merges=[])
+    made = tokenizers.Tokenizer(model)
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    made.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False) for name in control_tokens])
+    return HuggingFaceVocabulary(made, name="bytes")

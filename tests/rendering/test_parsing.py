@@ -35,10 +35,10 @@ def renderer_of(name: str) -> Any:
 
 
 def trained(renderer: Any, *messages: Message) -> list[int]:
-    example = renderer.supervised_examples(messages, "last_assistant_message", tools=TOOLS if messages[-1].tool_calls else ())[-1]
+    example = renderer.supervised_examples(
+        messages, "last_assistant_message", tools=TOOLS if messages[-1].tool_calls else ()
+    )[-1]
     return [int(token) for token in example.model_input.tokens[example.weights_T > 0]]
-
-
 
 
 def check_stream(renderer: Any, tokens: list[int], cuts: list[int], **options: Any) -> None:
@@ -52,7 +52,10 @@ def check_stream(renderer: Any, tokens: list[int], cuts: list[int], **options: A
     assert stream.finish() == whole
     done = [event.part for event in events if isinstance(event, PartEnd)]
     assert tuple(done) == whole.message.content[: len(done)]
-    said = {kind: "".join(e.text for e in events if isinstance(e, Delta) and e.kind == kind) for kind in ("text", "thinking")}
+    said = {
+        kind: "".join(e.text for e in events if isinstance(e, Delta) and e.kind == kind)
+        for kind in ("text", "thinking")
+    }
     for kind, part_type in (("text", TextPart), ("thinking", ThinkingPart)):
         told = "".join(part.text for part in whole.message.content if isinstance(part, part_type))
         assert told.startswith(said[kind])
@@ -83,8 +86,12 @@ def test_parsing_never_raises(case: Case) -> None:
     vocabulary = oracles.vocabulary(case.vocabulary)
     renderer = get_renderer(case.renderer, vocabulary)
     controls = sorted(vocabulary.special_tokens.values())
-    common = vocabulary.encode('{"name": "f", "arguments": {"a": [1, "\\ud800", NaN]}} <function=f> </function> é😀 functions.f:0 [[[[ assistant to=f')
-    tokens = st.one_of(st.sampled_from(controls[:60]), st.sampled_from(common), st.integers(-2, vocabulary.vocab_size + 5))
+    common = vocabulary.encode(
+        '{"name": "f", "arguments": {"a": [1, "\\ud800", NaN]}} <function=f> </function> é😀 functions.f:0 [[[[ assistant to=f'
+    )
+    tokens = st.one_of(
+        st.sampled_from(controls[:60]), st.sampled_from(common), st.integers(-2, vocabulary.vocab_size + 5)
+    )
 
     @generated
     @given(st.lists(tokens, max_size=40), st.booleans())
@@ -93,7 +100,9 @@ def test_parsing_never_raises(case: Case) -> None:
         if parsed.termination == "malformed":
             assert any(failure.kind == "structure" for failure in parsed.failures) or parsed.failures
         check_stream(renderer, sampled, [len(sampled) // 2], tools=TOOLS, after_tool=after_tool)
-        renderer.generation_prompt([user("x"), Message("assistant", parsed.message.text), user("y")]) if case.renderer != "role_colon" else None
+        renderer.generation_prompt(
+            [user("x"), Message("assistant", parsed.message.text), user("y")]
+        ) if case.renderer != "role_colon" else None
 
     check()
 
@@ -105,7 +114,9 @@ def test_a_whole_conversation_of_random_tokens_is_survived(case: Case) -> None:
     draw = random.Random(0)
     controls = list(vocabulary.special_tokens.values())
     for _ in range(20):
-        sampled = [draw.choice(controls) if draw.random() < 0.2 else draw.randrange(vocabulary.vocab_size) for _ in range(60)]
+        sampled = [
+            draw.choice(controls) if draw.random() < 0.2 else draw.randrange(vocabulary.vocab_size) for _ in range(60)
+        ]
         assert renderer.parse(sampled).message.role == "assistant"
 
 
@@ -197,7 +208,9 @@ def test_customized_works_where_a_family_writes_a_system_message_of_its_own(name
 
 def test_harmony_parses_its_own_parallel_calls_and_empty_finals() -> None:
     renderer = renderer_of("gpt_oss")
-    two = assistant("let me", thinking="hm", tool_calls=[ToolCallPart("now", {}), ToolCallPart("get_weather", {"city": "Zürich"})])
+    two = assistant(
+        "let me", thinking="hm", tool_calls=[ToolCallPart("now", {}), ToolCallPart("get_weather", {"city": "Zürich"})]
+    )
     assert renderer.parse(trained(renderer, user("x"), two)).message == two
     assert renderer.parse(trained(renderer, user("x"), two)).ok
     one = assistant(tool_calls=[ToolCallPart("get_weather", {"city": "naïve"})])
@@ -240,7 +253,9 @@ def test_calls_are_written_or_refused_never_dropped() -> None:
     llama = renderer_of("llama3_1")
     assert renderer_of("llama3_1").parse(trained(llama, user("x"), call)).message == call
     with pytest.raises(RenderError, match="message 1.*one tool call"):
-        llama.generation_prompt([user("x"), assistant(tool_calls=[ToolCallPart("a", {}), ToolCallPart("b", {})]), tool_result("1")])
+        llama.generation_prompt(
+            [user("x"), assistant(tool_calls=[ToolCallPart("a", {}), ToolCallPart("b", {})]), tool_result("1")]
+        )
     with pytest.raises(RenderError, match="message 1.*tool calls"):
         renderer_of("role_colon").generation_prompt([user("x"), call, tool_result("1")])
     for name in ("qwen3_instruct", "llama3", "chatml", "role_colon"):
