@@ -289,9 +289,13 @@ async def _run_actor(actor: _Actor) -> None:
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """The error itself where groups hold nothing else: a group of one says less."""
+    """The error itself where groups hold nothing else: a group of one says less. What was noted on the group goes along."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        notes = getattr(error, "__notes__", ())
         error = error.exceptions[0]
+        for note in notes:
+            if note not in getattr(error, "__notes__", ()):
+                error.add_note(note)
     return error
 
 
