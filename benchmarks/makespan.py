@@ -1,7 +1,7 @@
 """How long a run takes when completions have a long tail: every mode on a virtual clock, beside bounds for any schedule.
 
     python -m benchmarks.makespan                                                   # seconds of virtual time; about ten minutes of real time
-    python -m benchmarks.makespan --peer-python peer/bin/python --peer-src wheel/   # beside tinker-cookbook, in real time, which takes as long as it says
+    python -m benchmarks.makespan --peer-python peer/bin/python --peer-src wheel/   # beside tinker-cookbook, on a virtual clock too
 
 Ten steps of B groups of 8; completions are log-normal with mean 0.5 s and σ 1.0, cut at 10.24 s (4,096 tokens); 64 slots; a serial trainer. The real
 engine runs, `train_rl` with its defaults, on the simulated backend under `engine.runtime.simulate`. A row's columns:
@@ -197,6 +197,7 @@ def measure(case: Mapping[str, Any], args: argparse.Namespace) -> dict[str, Any]
                 seconds=MEAN_SECONDS,
                 slots=SLOTS,
                 trainer_seconds=case["trainer"],
+                virtual=True,
             )
             for seed in args.peer_seeds
         ]
@@ -253,7 +254,7 @@ def main() -> None:
     parser.add_argument("--peer-python", help="interpreter that has tinker-cookbook")
     parser.add_argument("--peer-src", help="unpacked wheel of the line to measure")
     parser.add_argument("--peer-trainers", type=float, nargs="+", default=[0.5])
-    parser.add_argument("--peer-seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--peer-seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--json")
     args = parser.parse_args()
     rows = []
