@@ -87,6 +87,9 @@ async def _listen(
                 say(NOW)
                 block.cancel()
             else:
+                if sys.stderr.isatty():
+                    sys.stderr.write("\x1b[?25h")  # a live display has hidden the cursor
+                    sys.stderr.flush()
                 os._exit(interrupts.exit_code)
 
 

@@ -1,1 +1,1 @@
-"""What a run shows of itself: the live display, the timeline, the report."""
+"""What a run shows: a live display, a timeline for Perfetto, a report. Nothing is imported until it is used."""

@@ -92,6 +92,9 @@ async def _wait_for_interrupts() -> None:
                 await anyio.sleep_forever()
             finally:
                 print("cleaned up", flush=True)
+                if os.environ["STUBBORN"] == "very":
+                    with anyio.CancelScope(shield=True):
+                        await anyio.sleep_forever()
     print("checkpoint saved", flush=True)
 
 

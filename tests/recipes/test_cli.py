@@ -189,6 +189,16 @@ class TestInterrupts:
         assert errors == "stopping after this step; press Ctrl-C again to stop now\nstopping now\n"
         assert process.returncode == 130
 
+    def test_a_third_time_leaves_at_once(self, backend: str) -> None:
+        process = self.start(backend, STUBBORN="very")
+        assert process.stdout is not None
+        for expected in ("asked to stop\n", "cleaned up\n"):
+            process.send_signal(signal.SIGINT)
+            assert process.stdout.readline() == expected
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+        assert process.returncode == 130
+
 
 class TestConfigFile:
     def test_there_and_back(self) -> None:

@@ -96,6 +96,18 @@ async def until_dead(pid: int) -> None:
             await anyio.sleep(0.01)
 
 
+async def until_busy(pid: int) -> None:
+    """Waits until the process has used the CPU for some 0.2 s more."""
+
+    def ticks() -> int:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11])
+
+    begun = ticks()
+    with anyio.fail_after(20):
+        while ticks() < begun + 20:  # noqa: ASYNC110
+            await anyio.sleep(0.02)
+
+
 def children() -> set[int]:
     """Child processes of this one, zombies included."""
     found = set()
@@ -238,11 +250,12 @@ class TestBudgets:
         with pytest.raises(PoolClosed, match="is not open"):
             await pool.run(jobs.add, 1, 2)
 
-    async def test_children_of_a_killed_job_die_with_it(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(("then", "error"), [("burn", BudgetExceeded), ("leave", WorkerDied)])
+    async def test_children_of_a_lost_job_die_with_it(self, tmp_path: Path, then: str, error: type[JobError]) -> None:
         pid_file = tmp_path / "pid"
         async with WorkerPool(1, spares=0) as pool:
-            with pytest.raises(BudgetExceeded):
-                await pool.run(jobs.start_child_and_burn, str(pid_file), budget=0.5)
+            with pytest.raises(error):
+                await pool.run(jobs.start_child_and, then, str(pid_file), budget=1.0)
         await until_dead(int(pid_file.read_text()))
 
 
@@ -428,6 +441,8 @@ anyio.run(main)
             assert parent.stdout is not None
             worker = int(await anyio.to_thread.run_sync(parent.stdout.readline))
             assert alive(worker)
+            if job != "my_pid":
+                await until_busy(worker)
             parent.kill()
         await until_dead(worker)
 

@@ -86,7 +86,9 @@ def print_something() -> None:
     print("printed by a job")
 
 
-def start_child_and_burn(pid_file: str) -> None:
+def start_child_and(then: str, pid_file: str) -> None:
     child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
     Path(pid_file).write_text(str(child.pid))
+    if then == "leave":
+        os._exit(1)
     burn(60)
