@@ -111,6 +111,10 @@ async def play_group(
                 raise GroupFailed(
                     f"group {_title(builder)} given up after {attempts} attempt(s): {type(cause).__name__}: {cause}"
                 ) from cause
+        except BaseExceptionGroup as errors:
+            if isinstance(failure, FailFast):
+                raise
+            raise _cancellation_alone(errors) from None
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
@@ -347,6 +351,12 @@ def _failing(error: Exception) -> Callable[[], Awaitable[Trajectory]]:
         raise error
 
     return fail
+
+
+def _cancellation_alone(errors: BaseExceptionGroup) -> BaseException:
+    """Of a group cancelled while members failed: the cancellation. Who would have been played again need not be heard of."""
+    cancelled, others = errors.split(anyio.get_cancelled_exc_class())
+    return cancelled if cancelled is not None and (others is None or isinstance(others, Exception)) else errors
 
 
 def _title(builder: GroupBuilder) -> str:
