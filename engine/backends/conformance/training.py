@@ -196,6 +196,26 @@ async def states_hold_their_moment(subject: Subject) -> None:
             )
 
 
+async def restarts_count_from_zero(subject: Subject) -> None:
+    """A restart is version 0 at submission, with the weights as they were and neither gradients nor an optimizer's memory of before."""
+    outcomes = []
+    for leftover in (False, True):
+        async with subject.open() as backend:
+            await step(backend, subject)
+            there = await policy(backend, subject)
+            if leftover:
+                backend.forward_backward([subject.datum(6)], CROSS_ENTROPY)
+            restarting = backend.restart()
+            require(backend.version == 0, f"version {backend.version} after a restart was submitted")
+            await restarting.result()
+            require((await snapshot_of(backend)).version == 0, "a snapshot after a restart is not of version 0")
+            require(close(await policy(backend, subject), there, subject.tolerance), "a restart changed the weights")
+            await step(backend, subject)
+            require(backend.version == 1, f"version {backend.version} one step after a restart")
+            outcomes.append(await policy(backend, subject))
+    require(close(outcomes[0], outcomes[1], subject.tolerance), "a gradient from before the restart was trained on")
+
+
 async def damage_is_noticed(subject: Subject) -> None:
     """An empty, incomplete or altered state raises UnusableState, and the backend goes on as it was."""
     with _directories(4) as (good, empty, short, altered):
@@ -267,6 +287,28 @@ async def _swallow(backend: Backend, data: list[Any]) -> None:
     require(False, "a datum without loss inputs was accepted")
 
 
+async def a_restart_keeps_weights_alone(subject: Subject) -> None:
+    """A restart begins at version 0 from the present weights, and drops accumulated gradients."""
+    outcomes = []
+    for left_over in (False, True):
+        async with subject.open() as backend:
+            await step(backend, subject)
+            before = await policy(backend, subject)
+            if left_over:
+                backend.forward_backward([subject.datum(7)], CROSS_ENTROPY)
+            restarted, frozen = backend.restart(), backend.snapshot()
+            require(backend.version == 0, f"a restarted backend is at version {backend.version}")
+            await restarted.result()
+            snapshot = await frozen.result()
+            require(snapshot.version == 0, f"a snapshot after a restart has version {snapshot.version}")
+            backend.release(snapshot)
+            require(close(before, await policy(backend, subject), subject.tolerance), "a restart changed the weights")
+            await step(backend, subject)
+            require(backend.version == 1, f"one step after a restart the version is {backend.version}")
+            outcomes.append(await policy(backend, subject))
+    require(close(outcomes[0], outcomes[1], subject.tolerance), "gradients from before a restart were stepped on")
+
+
 CHECKS = (
     backend_has_both_ports,
     work_is_done_in_submission_order,
@@ -279,6 +321,8 @@ CHECKS = (
     rejected_work_can_be_followed,
     states_round_trip,
     states_hold_their_moment,
+    restarts_count_from_zero,
     damage_is_noticed,
     snapshots_round_trip,
+    a_restart_keeps_weights_alone,
 )
