@@ -67,7 +67,7 @@ class OracleVocabulary:
             else:
                 try:
                     self._bytes[token] = bytes(self._tokenizer.decode_bytes([token]))
-                except Exception:
+                except Exception:  # noqa: BLE001 - an id outside the vocabulary
                     self._bytes[token] = b""
         return self._bytes[token]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ def test_sampled_tokens_stay_and_prompts_are_the_familys(case: Case) -> None:
         tools = TOOLS if case.shape.most_calls else ()
         for history in ("family", "keep"):
             turns = play(renderer, messages, tools, history)
-            for (prompt, sampled, _), (later, _, extends) in zip(turns, turns[1:], strict=False):
+            for (prompt, sampled, _), (later, _, extends) in itertools.pairwise(turns):
                 if extends:
                     assert later[: len(prompt) + len(sampled)] == prompt + sampled
                 else:

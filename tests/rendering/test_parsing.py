@@ -97,8 +97,7 @@ def test_parsing_never_raises(case: Case) -> None:
     @given(st.lists(tokens, max_size=40), st.booleans())
     def check(sampled: Any, after_tool: bool) -> None:
         parsed = renderer.parse(sampled, tools=TOOLS, after_tool=after_tool)
-        if parsed.termination == "malformed":
-            assert any(failure.kind == "structure" for failure in parsed.failures) or parsed.failures
+        assert (parsed.termination == "malformed") <= bool(parsed.failures)
         check_stream(renderer, sampled, [len(sampled) // 2], tools=TOOLS, after_tool=after_tool)
         renderer.generation_prompt(
             [user("x"), Message("assistant", parsed.message.text), user("y")]
@@ -193,7 +192,6 @@ def test_an_empty_answer_trains_its_stop(case: Case) -> None:
     renderer = renderer_of(case.renderer)
     tokens = trained(renderer, user("x"), assistant())
     assert tokens
-    assert renderer.parse(tokens) == renderer.parse(tokens)
     assert renderer.parse(tokens).termination == "stop_sequence"
     assert renderer.parse(tokens).message == assistant()
 
@@ -214,7 +212,6 @@ def test_harmony_parses_its_own_parallel_calls_and_empty_finals() -> None:
     assert renderer.parse(trained(renderer, user("x"), two)).message == two
     assert renderer.parse(trained(renderer, user("x"), two)).ok
     one = assistant(tool_calls=[ToolCallPart("get_weather", {"city": "naïve"})])
-    assert renderer.parse(trained(renderer, user("x"), one)) == renderer.parse(trained(renderer, user("x"), one))
     assert renderer.parse(trained(renderer, user("x"), one)).message == one
     empty = assistant(thinking="only thought")
     assert renderer.parse(trained(renderer, user("x"), empty)).message == empty
@@ -252,11 +249,11 @@ def test_calls_are_written_or_refused_never_dropped() -> None:
     call = assistant(tool_calls=[ToolCallPart("now", {})])
     llama = renderer_of("llama3_1")
     assert renderer_of("llama3_1").parse(trained(llama, user("x"), call)).message == call
-    with pytest.raises(RenderError, match="message 1.*one tool call"):
+    with pytest.raises(RenderError, match=r"message 1.*one tool call"):
         llama.generation_prompt(
             [user("x"), assistant(tool_calls=[ToolCallPart("a", {}), ToolCallPart("b", {})]), tool_result("1")]
         )
-    with pytest.raises(RenderError, match="message 1.*tool calls"):
+    with pytest.raises(RenderError, match=r"message 1.*tool calls"):
         renderer_of("role_colon").generation_prompt([user("x"), call, tool_result("1")])
     for name in ("qwen3_instruct", "llama3", "chatml", "role_colon"):
         with pytest.raises(RenderError, match="no place for thinking"):

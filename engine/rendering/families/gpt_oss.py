@@ -25,6 +25,7 @@ from engine.rendering.parsing import (
     PartEnd,
     StreamParser,
     Termination,
+    control_names,
 )
 from engine.rendering.renderer import Conversation, Family, answered_call
 from engine.rendering.script import Kind, Script
@@ -203,7 +204,7 @@ class HarmonyParser:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._lexer = Lexer(vocabulary)
-        self._eos = {name for name, token in vocabulary.special_tokens.items() if token in vocabulary.eos_tokens}
+        self._eos = {control_names(vocabulary).get(token) for token in vocabulary.eos_tokens}
         self._parts: list[Part] = []
         self._failures: list[Failure] = []
         self._events: list[Event] = []
@@ -218,12 +219,13 @@ class HarmonyParser:
 
     def feed(self, tokens: Iterable[int]) -> list[Event]:
         """Takes tokens; gives the events that are certain by now."""
-        for token in tokens:
-            if self._termination is not None:
-                self._after_end += 1
-                continue
-            for item in self._lexer.feed(int(token)):
+        run = [int(token) for token in tokens]
+        at = 0
+        while at < len(run) and self._termination is None:
+            items, at = self._lexer.feed_run(run, at)
+            for item in items:
                 self._take(item)
+        self._after_end += len(run) - at
         events, self._events = self._events, []
         return events
 
