@@ -4,6 +4,7 @@ from engine.runtime.channels import Channel, ChannelStatistics, ConsumerFinished
 from engine.runtime.gate import Bound, GateClosed, GateState, GateStatistics, StalenessGate, Ticket
 from engine.runtime.instrumentation import NullTracer, Tracer
 from engine.runtime.offload import offload
+from engine.runtime.processes import BudgetExceeded, JobError, JobFailed, WorkerDied, WorkerPool
 from engine.runtime.program import ActorsFailed, Program, Restarts
 from engine.runtime.requests import Ask, Asker, Inbox, NoReply
 from engine.runtime.seeds import derive_seed
@@ -14,6 +15,7 @@ __all__ = [
     "Ask",
     "Asker",
     "Bound",
+    "BudgetExceeded",
     "Channel",
     "ChannelStatistics",
     "ConsumerFinished",
@@ -22,6 +24,8 @@ __all__ = [
     "GateState",
     "GateStatistics",
     "Inbox",
+    "JobError",
+    "JobFailed",
     "NoReply",
     "NullTracer",
     "Program",
@@ -32,6 +36,8 @@ __all__ = [
     "StalenessGate",
     "Ticket",
     "Tracer",
+    "WorkerDied",
+    "WorkerPool",
     "derive_seed",
     "offload",
     "simulate",
