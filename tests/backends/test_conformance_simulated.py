@@ -123,6 +123,14 @@ class ForgetsTheVersion(Mutant):
         return pending
 
 
+class RestartsInPart(Mutant):
+    def restart(self) -> Any:
+        gradient = self._gradient
+        pending = super().restart()
+        self._gradient = gradient
+        return pending
+
+
 class SavesLate(Mutant):
     def save_state(self, directory: Any) -> Any:
         class Late:
@@ -162,6 +170,7 @@ class StuckAfterCancel(Mutant):
         (LastBatchOnly, "gradients_accumulate"),
         (ForwardTrains, "forward_has_no_effect"),
         (ForgetsTheVersion, "states_round_trip"),
+        (RestartsInPart, "restarts_count_from_zero"),
         (SavesLate, "states_hold_their_moment"),
         (RejectsLate, "bad_datums_are_rejected"),
         (StuckAfterCancel, "cancelled_calls_leave_nothing"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,9 +14,10 @@ from engine.backends.errors import RequestRejected, UnusableState
 from engine.backends.ports import Capabilities, Snapshot
 from engine.backends.simulated import losses, records, state
 from engine.backends.simulated.faults import Call, Failing, Failures, Injector
+from engine.backends.simulated.memory import Memory
 from engine.backends.simulated.model import Sampler, SamplerModel, TokenModel, prompt_checksum
 from engine.backends.simulated.records import RequestLog, TrainingEntry
-from engine.backends.simulated.server import Job, SlotServer
+from engine.backends.simulated.server import SlotServer
 from engine.backends.simulated.trainer import Submitted, Timeline, TrainerModel
 from engine.backends.values import (
     AdamParams,
@@ -81,9 +81,7 @@ class SimulatedBackend:
         self._gradient = 0
         self._tokens = self._token_model()
         self._live: set[SimulatedSnapshot] = set()
-        self._history: defaultdict[str, list[Job]] = defaultdict(list)
-        self._restored: dict[str, deque[Job]] = {}
-        self._suspended: dict[str, Any] | None = None
+        self._memory = Memory(self._server, self._timeline) if record else None
         self.log = RequestLog() if record else None
         self.requests_in_flight = 0
         self._plain = self.log is None and self._faults is None and not self._model.timed
@@ -119,8 +117,8 @@ class SimulatedBackend:
     async def sample(self, snapshot: Snapshot, request: SampleRequest) -> Sequence[Completion]:
         """`request.num_samples` completions; the longest one's time, and the queue's, must pass first."""
         served = self._served(snapshot)
-        if self._suspended is not None:
-            self._go_on()
+        if self._memory is not None:
+            self._memory.go_on()
         self.requests_in_flight += 1
         try:
             if self._plain:
@@ -135,24 +133,21 @@ class SimulatedBackend:
 
     async def _sample(self, served: SimulatedSnapshot, request: SampleRequest) -> Sequence[Completion]:
         self._check_context(request.prompt)
-        key = ""
+        prompt = ""
         if self.log is not None:
             prompt = records.prompt_digest(request.prompt)
             self.log.add_sample(request, prompt, served.version, served.weights, anyio.current_time())
-            key = f"{request.seed}:{served.version}:{request.num_samples}:{prompt}"
         if self._faults is not None:
             await _fail(self._faults.next("sample", prompt_checksum(request.prompt) << 64 ^ request.seed))
         completions, seconds = self._sampler.draw(served.tokens, request, served.version)
-        if self._restored.get(key):
-            job = self._restored[key].popleft()
-            self._server.advance(anyio.current_time())
-        elif seconds or key:
-            job = self._server.admit(seconds or [0.0], request.priority, anyio.current_time())
+        if self._memory is not None:
+            key = f"{request.seed}:{served.version}:{request.num_samples}:{prompt}"
+            job = self._memory.job(key, seconds or [0.0], request.priority)
+        elif seconds:
+            job = self._server.admit(seconds, request.priority, anyio.current_time())
         else:
             await anyio.lowlevel.checkpoint()
             return completions
-        if key:
-            self._history[key].append(job)
         await self._server.wait(job)
         return completions
 
@@ -198,7 +193,8 @@ class SimulatedBackend:
     def forward_backward(self, data: Sequence[Datum], loss: Loss) -> Submitted[ForwardBackwardResult]:
         """A pass with gradients, which here are digests that add up. Raises RequestRejected for a datum that does not fit."""
         losses.check(data, loss, self._max_context)
-        self._go_on()
+        if self._memory is not None:
+            self._memory.go_on()
 
         def run() -> ForwardBackwardResult:
             if self._track:
@@ -243,7 +239,8 @@ class SimulatedBackend:
         """Writes version, digest and, when recording, how far every request and the trainer have come at this moment."""
 
         def write() -> None:
-            content = {**self._identity(), "version": self._version, "weights": self._weights, "timing": self._timing()}
+            timing = self._memory.saved() if self._memory is not None else None
+            content = {**self._identity(), "version": self._version, "weights": self._weights, "timing": timing}
             state.write(directory, "state", content)
 
         return self._submit("save_state", self._costs.save, write)
@@ -260,8 +257,8 @@ class SimulatedBackend:
             self._version, self._weights = content["version"], content["weights"]
             self._gradient = 0
             self._tokens = self._token_model(self._weights)
-            if content["timing"] is not None and self.log is not None and self._server.idle:
-                self._suspended = content["timing"]
+            if content["timing"] is not None and self._memory is not None:
+                self._memory.suspend(content["timing"])
 
         return self._submit("load_state", self._costs.load, read)
 
@@ -326,28 +323,6 @@ class SimulatedBackend:
             raise RequestRejected(
                 f"prompt: {prompt.length} tokens leave no room in the model's context of {self._max_context}"
             )
-
-    def _timing(self) -> dict[str, Any] | None:
-        if self.log is None:
-            return None
-        cut = anyio.current_time()
-        self._server.advance(cut)
-        requests = {
-            key: [self._server.saved(job, cut) for job in jobs if not job.withdrawn]
-            for key, jobs in self._history.items()
-        }
-        return {"trainer": self._timeline.busy_until - cut, "requests": requests}
-
-    def _go_on(self) -> None:
-        """Takes a suspended server up again, from this moment on."""
-        timing, self._suspended = self._suspended, None
-        if timing is None:
-            return
-        origin = anyio.current_time()
-        self._timeline.busy_until = max(self._timeline.busy_until, origin + timing["trainer"])
-        self._restored = {
-            key: deque(self._server.restore(job, origin) for job in jobs) for key, jobs in timing["requests"].items()
-        }
 
 
 async def _fail(failing: Failing | None) -> None:
