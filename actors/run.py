@@ -98,6 +98,8 @@ class Run:
             await offload(self.directory.rewind, -1)
             self.note("nothing to resume: the run ended before its first checkpoint; starting from the beginning")
             self.directory.append(EVENTS, [{"event": "restarted"}])
+        elif self.settings.resume and self.directory is not None:
+            self.note(f"nothing to resume: {self.directory.path} holds no run yet; starting one")
         return restored.work if restored is not None else None
 
     async def _serve(self, older: Collection[Snapshot]) -> None:
