@@ -5,6 +5,8 @@ Dimension suffixes: `B` rows, `T` positions, `V` vocabulary; the cache is (L lay
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -14,6 +16,8 @@ from engine.backends.local.llama import BoundLlama
 from engine.backends.local.network import Prefix
 
 _SPARE_POSITIONS = 32
+_LEAST_REACH = 16
+"""Torch's batched product goes element by element for fewer keys."""
 
 
 class LlamaBatch:
@@ -54,23 +58,25 @@ class LlamaBatch:
     def step(self, tokens_B: Tensor) -> Tensor:
         """Appends one token to each row and gives what follows, logits_B_V in float32."""
         bound, shape, rows = self._bound, self._bound.shape, len(self._lengths)
-        reach = max(self._lengths) + 1
+        reach = max(_LEAST_REACH, max(self._lengths) + 1)
         self.reserve(rows, reach)
         rows_B = torch.arange(rows, device=tokens_B.device)
         position_B = torch.tensor(self._lengths, device=tokens_B.device)
         self._mask_B_T[rows_B, position_B] = 0
-        mask = self._mask_B_T[:rows, None, None, :reach]
+        # One line of the mask for each key-value head, made once for all layers.
+        mask = self._mask_B_T[:rows, :reach].repeat_interleave(shape.kv_heads, 0)[:, None]
         cos_B_D, sin_B_D = (table[position_B, None] for table in bound.rope(reach))
+        scale = 1 / math.sqrt(shape.head_dim)
         x = functional.embedding(tokens_B, bound.embedding)
         for layer, cache in zip(bound.layers, self._cache, strict=True):
             qkv = layer.qkv(rms_norm(x, layer.norm_in, shape.eps)).view(rows, -1, shape.head_dim)
             queries, keys, values = turn_heads(qkv, shape.heads, shape.kv_heads, cos_B_D, sin_B_D)
             cache[:, rows_B, :, position_B] = torch.stack((keys, values), 1)
-            # Query heads that share a key-value head stand where positions usually do: nothing is repeated.
-            queries = queries.reshape(rows, shape.kv_heads, -1, shape.head_dim)
-            keys, values = cache[:, :rows, :, :reach]
-            mixed = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
-            x = x + layer.out(mixed.flatten(1))
+            keys, values = cache[:, :rows, :, :reach].flatten(1, 2)
+            # Query heads that share a key-value head are rows of one product: nothing is repeated, and flattening copies nothing.
+            queries = queries.reshape(len(keys), -1, shape.head_dim)
+            weights = torch.baddbmm(mask, queries, keys.transpose(1, 2), alpha=scale).softmax(-1)
+            x = x + layer.out(torch.bmm(weights, values).view(rows, -1))
             x = bound.mlp(layer, x)
         self._lengths = [length + 1 for length in self._lengths]
         return bound.logits(rms_norm(x, bound.norm, shape.eps))

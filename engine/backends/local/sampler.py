@@ -14,6 +14,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
@@ -31,6 +32,9 @@ from engine.backends.values import Completion, SampleRequest, StopReason
 
 _PREFILL_TOKENS = 2048
 _EXPECTED_TOKENS = 64
+_PAUSE = 0.0003
+_GATHERING = 0.003
+"""Seconds: an idle sampler starts when no request has followed the last for a pause, or when it has gathered for this long."""
 
 
 class Weights:
@@ -241,6 +245,10 @@ class SamplerThread:
         with self._changed:
             while wait and not self._news:
                 self._changed.wait()
+            # Requests come in bursts (a step's groups): those that follow at once start together instead of one step apart.
+            latest = time.monotonic() + _GATHERING
+            while wait and not self._closing and self._changed.wait(_PAUSE) and time.monotonic() < latest:
+                pass
             inbox, self._inbox = self._inbox, []
             self._news = False
             closing = self._closing
