@@ -1,7 +1,7 @@
 """The tiny model of the two-minute job: a Llama of some 150,000 numbers, its tokenizer, and the worked examples that it first learns from.
 
 The worked examples come from a pupil who mostly forgets to carry: 47 + 5 = 42. A model warmed up on them writes sums fluently, adds right
-where nothing is carried, and gets most of the others wrong. What is missing only the reward can teach.
+where nothing is carried, and gets most of the sums with a carry wrong. What is missing there only the reward can teach.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ class WorkedExamples:
     difficulty: Difficulty
     steps: int
     batch_size: int = 128
-    forgets: float = 0.8
+    carry: float = 0.8
+    """Share of examples with a carry: mostly, because that is where there is something to learn."""
+    forgets: float = 0.65
     """Share of the problems with a carry (or a borrow) in which the pupil forgets it."""
     seed: int = 0
 
@@ -72,14 +74,16 @@ class WorkedExamples:
     def __getitem__(self, index: int) -> Sequence[Datum]:
         rng = random.Random(derive_seed(self.seed, index))
         first = index * self.batch_size
-        return [self._datum(self.difficulty.draw(self.seed, first + n), rng) for n in range(self.batch_size)]
+        difficulty = attrs.evolve(self.difficulty, carry=self.carry)
+        return [self._datum(difficulty.draw(self.seed, first + n), rng) for n in range(self.batch_size)]
 
     def _datum(self, problem: Problem, rng: random.Random) -> Datum:
         answer = forgetful(problem) if problem.carries and rng.random() < self.forgets else problem.answer
         conversation = [user(WORDING.format(problem)), assistant(str(answer))]
         (example,) = self.renderer.supervised_examples(conversation)
         datum = supervised_datum(example.model_input, example.weights_T)
-        assert datum is not None  # only a limit on its length could have left it out
+        if datum is None:
+            raise AssertionError("only a limit on the length leaves an example out, and none was given")
         return datum
 
 
