@@ -266,4 +266,4 @@ def byte_vocabulary(control_tokens: Sequence[str]) -> HuggingFaceVocabulary:
     made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = tokenizers.decoders.ByteLevel()
     made.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False) for name in control_tokens])
-    return HuggingFaceVocabulary(made, name="bytes")
+    return HuggingFaceVocabulary(made)
