@@ -288,3 +288,30 @@ def test_a_prefill_is_part_of_the_message() -> None:
 def test_other_roles_can_be_generated() -> None:
     prompt = renderer_of("qwen3").generation_prompt([system("s"), user("x"), assistant("y")], role="user")
     assert renderer_of("qwen3").vocabulary.decode(prompt.tokens).endswith("y<|im_end|>\n<|im_start|>user\n")
+
+
+def test_deepseek_declares_tools_as_its_model_card() -> None:
+    renderer = renderer_of("deepseekv3")
+    text = renderer.vocabulary.decode(renderer.generation_prompt([system("s"), user("x")], tools=TOOLS[1:]).tokens)
+    assert text == (
+        "<｜begin▁of▁sentence｜>s\n\n## Tools\nYou have access to the following tools:\n\n### now\nDescription: The time\n\n"
+        'Parameters: {"type": "object", "properties": {}}\n\nIMPORTANT: ALWAYS adhere to this exact format for tool use:\n'
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>tool_call_name<｜tool▁sep｜>tool_call_arguments<｜tool▁call▁end｜>"
+        "{{additional_tool_calls}}<｜tool▁calls▁end｜>\n\nWhere:\n\n"
+        "- `tool_call_name` must be an exact match to one of the available tools\n"
+        "- `tool_call_arguments` must be valid JSON that strictly follows the tool's Parameters Schema\n"
+        "- For multiple tool calls, chain them directly without separators or spaces\n<｜User｜>x<｜Assistant｜></think>"
+    )
+
+
+def test_kimi_declares_tools_as_typescript_from_k25_on() -> None:
+    text = {name: renderer_of(name) for name in ("kimi_k2", "kimi_k25")}
+    said = {
+        name: r.vocabulary.decode(r.generation_prompt([user("x")], tools=TOOLS[1:]).tokens) for name, r in text.items()
+    }
+    assert said["kimi_k25"].startswith(
+        "<|im_system|>tool_declare<|im_middle|># Tools\n\n## functions\nnamespace functions {\n// The time\ntype now = (_: {}) => any;\n}\n<|im_end|>"
+    )
+    assert said["kimi_k2"].startswith(
+        '<|im_system|>tool_declare<|im_middle|>[{"function":{"description":"The time","name":"now","parameters":{'
+    )

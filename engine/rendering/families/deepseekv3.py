@@ -90,7 +90,7 @@ class DeepSeekV3(Family):
         out.control(SEPARATOR)
         out.text("tool_call_arguments")
         out.control(CALL_END)
-        out.text("{additional_tool_calls}")
+        out.text("{{additional_tool_calls}}")
         out.control(SECTION[1])
         out.text("\n" + _TOOLS_TEXT)
 
