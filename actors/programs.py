@@ -116,7 +116,10 @@ async def train_rl(
         work = await opened.restore(RLWork, fixed, note=_resumed_groups)
         actors = _RLActors(opened, stream, schedule, settings, steps, predictor or RunningMean(), work)
         learning = LearningSettings(loss, settings.optimizer, settings.learning_rate)
-        ending = await _run(opened, actors.feed, learning, steps, evaluations, stop, actors, fixed)
+        try:
+            ending = await _run(opened, actors.feed, learning, steps, evaluations, stop, actors, fixed)
+        finally:
+            opened.keep_events(actors.journal.drain())
         if actors.rollouts.nothing_to_learn:
             opened.note(
                 f"nothing left to learn: the last {actors.ledger.constant_in_a_row} groups had constant rewards"

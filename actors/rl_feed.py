@@ -126,13 +126,14 @@ class GroupFeed:
         if not self._pool:
             await self._receive()
             return
+        change = self._gate.next_change  # of now: one that comes before the tasks run counts too
         async with anyio.create_task_group() as either:
 
             async def until(wait: Callable[[], Awaitable[None]]) -> None:
                 await wait()
                 either.cancel_scope.cancel()
 
-            either.start_soon(until, self._gate.changed)
+            either.start_soon(until, change.wait)
             either.start_soon(until, self._receive)
 
     async def _receive(self) -> None:

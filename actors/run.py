@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import Any, TypeVar
 
 import attrs
@@ -112,6 +112,12 @@ class Run:
             raise
         for snapshot in older:
             self.sampler.publish(snapshot)
+
+    def keep_events(self, events: Sequence[Mapping[str, Any]]) -> None:
+        """Appends what the journal holds since the last step's report, now that nobody writes any more."""
+        if self.directory is not None:
+            with suppress(OSError):  # a full disk has ended the run already, or does not undo that it is complete
+                self.directory.append(EVENTS, events)
 
     def cutter(self, fixed: Mapping[str, Any], work: Callable[[], W]) -> CheckpointCutter[W] | None:
         """Cuts this run's checkpoints; None without a run directory."""

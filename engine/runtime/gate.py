@@ -208,9 +208,10 @@ class StalenessGate:
         finally:
             self._admit_waiting.end(wait)
 
-    async def changed(self) -> None:
-        """Waits until a ticket is settled, a step advances, or the gate is closed: `take` may have another answer then."""
-        await self._change.wait()
+    @property
+    def next_change(self) -> anyio.Event:
+        """Set when a ticket is settled, a step advances, or the gate is closed next: `take` may have another answer then."""
+        return self._change
 
     def close(self) -> None:
         """Admits nothing more; what is outstanding may still be settled."""

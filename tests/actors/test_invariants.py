@@ -24,6 +24,7 @@ from engine.backends.values import SamplingParams
 from engine.runtime import ActorsFailed
 from engine.runtime.testing import SimulationReport, simulate
 from engine.storage import RunDirectory
+from engine.storage.files import read_lines
 from envs.contracts import Policy
 from envs.rollout import FailFast, MinViable, Retry, RolloutLimits, RolloutSettings
 from tests.actors.harness import (
@@ -55,6 +56,7 @@ class Trial:
     backend: SimulatedBackend
     settings: RLSettings
     options: dict[str, Any] = attrs.field(factory=dict)
+    steps: int = STEPS
     accountant: Accountant = attrs.field(factory=Accountant)
     left_at_return: list[str] = attrs.field(factory=list)
     ended_at: float = 0.0
@@ -70,7 +72,7 @@ class Trial:
                 return await train_rl(
                     self.backend,
                     groups=self.dataset,
-                    steps=STEPS,
+                    steps=self.steps,
                     schedule=self.schedule,
                     settings=self.settings,
                     **self.options,
@@ -405,3 +407,29 @@ def test_stop_request_ends_after_the_step_under_way(mode: str) -> None:
         assert result.ending == "stopped"
         assert 1 <= result.version < STEPS
         assert len(result.rows) == result.version
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_journal_tells_what_became_of_every_ticket(mode: str, tmp_path: Path) -> None:
+    """Also of those that were filtered or failed after the last step."""
+    for seed in range(3):
+        trial = make_trial(seed, mode, rollout=RolloutSettings(SAMPLING, failure=Retry(1)))
+        trial.dataset.breaks = always_breaks_some
+        trial.dataset.problems = 17
+        trial.dataset.reward = lambda problem, member, completion: float(member * (problem % 3))
+        trial.settings = attrs.evolve(trial.settings, epochs=1)
+        trial.options["run"] = RunSettings(tmp_path / str(seed))
+        trial.steps = 50  # the problems run out before
+        result = trial.run().unwrap()
+        assert result.ending == "exhausted"
+        fates: dict[int, list[str]] = {}
+        for event in read_lines(tmp_path / str(seed) / "events.jsonl"):
+            fates.setdefault(event["ticket"], []).append(event["event"])
+        assert sorted(fates) == list(range(17))
+        assert result.gate is not None
+        for fate in fates.values():
+            assert fate in (["admitted", "finished", "trained"], ["admitted", "filtered"], ["admitted", "failed"])
+        last = [fate[-1] for fate in fates.values()]
+        assert last.count("trained") == result.gate.trained
+        assert last.count("filtered") == result.gate.filtered > 0
+        assert last.count("failed") == result.gate.failed > 0
