@@ -71,8 +71,8 @@ class Config:
     """Train LoRA adapters of this rank; None: all weights."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the forward and backward pass."""
-    threads: int | None = attrs.field(default=None, validator=attrs.validators.optional(_positive))
-    """CPU threads of the sampler, and of the trainer; None: torch's choice."""
+    threads: int | None = attrs.field(default=1, validator=attrs.validators.optional(_positive))
+    """CPU threads of the sampler, and as many of the trainer; None: torch's choice. The tiny model has no work for more than one."""
     evaluate_every: int = attrs.field(default=20, validator=_positive)
     """Steps between evaluations on fixed problems."""
     evaluation_problems: int = attrs.field(default=128, validator=_positive)
@@ -112,6 +112,7 @@ def defaults(args: Sequence[str]) -> Config:
         max_tokens=24,
         lora_rank=16,
         dtype="bfloat16",
+        threads=None,
         evaluate_every=10,
         evaluation_problems=32,
         checkpoint_every=5,

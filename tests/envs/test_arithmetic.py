@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from recipes.tiny import RENDERER, make_tokenizer
 
 from engine.rendering import get_renderer
 from envs.arithmetic import ArithmeticEnv, ArithmeticGroups, Difficulty, Problem, final_number
 from envs.problem import ProblemGroup
+from recipes.tiny import RENDERER, make_tokenizer
 
 renderer = get_renderer(RENDERER, make_tokenizer())
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from recipes.tiny import RENDERER, make_tokenizer
 
 from engine.backends.values import Completion, SampleRequest, SamplingParams
 from engine.rendering import get_renderer, system, user
@@ -14,6 +13,7 @@ from engine.rendering.messages import Message
 from envs.contracts import Step
 from envs.problem import ProblemEnv, ProblemGroup
 from envs.rollout import RolloutSettings, play_group
+from recipes.tiny import RENDERER, make_tokenizer
 
 tokenizer = make_tokenizer()
 renderer = get_renderer(RENDERER, tokenizer)
