@@ -96,7 +96,7 @@ class WatchedEnv:
             with counted(group.record):
                 noise = derive_seed(group.problem, self.member, self.turns, len(where)) % 5
                 if noise:
-                    await anyio.sleep(noise * 0.03)
+                    await anyio.sleep(noise * 0.03 * group.pace)
                 verdict = self.member == group.size - 1 and group.breaks(group.problem, where, self.attempt)
                 if verdict == "hang":
                     await anyio.sleep_forever()
@@ -124,7 +124,7 @@ class WatchedGroup(GroupBuilder):
     def __init__(self, dataset: Watched, problem: int) -> None:
         self.problem, self.size, self.turns = problem, dataset.size, dataset.turns
         self.record, self.breaks, self.reward = dataset.record, dataset.breaks, dataset.reward
-        self.single_turn = dataset.single_turn
+        self.single_turn, self.pace = dataset.single_turn, dataset.pace
         self.tags = (f"kind_{problem % 2}",)
         self.attempts = 0
         self.open = False
@@ -137,7 +137,7 @@ class WatchedGroup(GroupBuilder):
         self.record.made += 1
         self.open = True
         with counted(self.record):
-            await anyio.sleep(0.01)
+            await anyio.sleep(0.01 * self.pace)
             if self.breaks(self.problem, "make_envs", self.attempts):
                 self.record.fail(f"make_envs of problem {self.problem}")
         return [WatchedEnv(self, member, self.attempts) for member in range(self.size)]
@@ -146,7 +146,7 @@ class WatchedGroup(GroupBuilder):
         if self.live:
             self.record.wrong.append(f"group_rewards of problem {self.problem} while {self.live} members are at work")
         with counted(self.record):
-            await anyio.sleep(0.01)
+            await anyio.sleep(0.01 * self.pace)
             if self.breaks(self.problem, "group_rewards", self.attempts):
                 self.record.fail(f"group_rewards of problem {self.problem}")
         return None
@@ -157,7 +157,7 @@ class WatchedGroup(GroupBuilder):
                 f"cleanup of problem {self.problem}: open {self.open}, members at work {self.live}"
             )
         with counted(self.record):
-            await anyio.sleep(0.02)
+            await anyio.sleep(0.02 * self.pace)
             self.record.cleaned += 1
             self.open = False
             if self.breaks(self.problem, "cleanup", self.attempts):
@@ -174,6 +174,8 @@ class Watched:
     single_turn: bool = False
     breaks: Breaks = never
     reward: Reward = never_constant
+    pace: float = 1.0
+    """0: nothing takes time, for event loops whose clock is real."""
     record: Record = attrs.field(factory=Record)
 
     def __len__(self) -> int:

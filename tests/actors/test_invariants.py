@@ -57,6 +57,7 @@ class Trial:
     settings: RLSettings
     options: dict[str, Any] = attrs.field(factory=dict)
     steps: int = STEPS
+    plan: tuple[Fault, ...] = ()
     accountant: Accountant = attrs.field(factory=Accountant)
     left_at_return: list[str] = attrs.field(factory=list)
     ended_at: float = 0.0
@@ -212,6 +213,7 @@ def breaks(where: str) -> Callable[[Trial], None]:
 
 def backend_fails(*plan: Fault, **settings: Any) -> Callable[[Trial], None]:
     def arm(trial: Trial) -> None:
+        trial.plan = plan
         trial.backend = small_backend(trial.seed, failures=Failures(plan=plan))
         trial.settings = attrs.evolve(trial.settings, **settings)
 
@@ -300,6 +302,22 @@ def test_whatever_fails_ends_the_run_with_its_name(fault: str) -> None:
         assert actor in str(error)
         if trial.record.failed_at:
             assert trial.ended_at - min(trial.record.failed_at) <= GRACE + TEARDOWN
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("fault", [fault for fault in FATAL if "evaluation" not in fault])
+async def test_whatever_fails_on_both_event_loops(fault: str) -> None:
+    arm, actor, kind = FATAL[fault]
+    trial = make_trial(1, "async-3")
+    arm(trial)
+    trial.dataset.pace = 0.0
+    settings = attrs.evolve(trial.settings, sampler=SamplerSettings(slots=2, backoff=0.0, attempts=2))
+    backend = SimulatedBackend(failures=Failures(plan=trial.plan))
+    with pytest.raises(ActorsFailed) as caught:
+        await train_rl(backend, groups=trial.dataset, steps=20, schedule=trial.schedule, settings=settings)
+    assert names_of(caught.value) == [f"in actor '{actor}'"] * len(caught.value.exceptions)
+    assert caught.value.split(kind)[1] is None
+    assert nothing_left(backend, trial.record) == []
 
 
 @pytest.mark.parametrize("mode", MODES)
