@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from engine.backends.values import ModelInput, TokenChunk
 from engine.rendering.messages import Message
-from engine.rendering.parsing import ParsedMessage
+from engine.rendering.parsing import ParsedMessage, as_list
 from engine.rendering.renderer import Renderer
 from engine.rendering.tools import ToolSpec
 
@@ -52,7 +52,7 @@ class Dialogue:
 
     def answer(self, tokens: Iterable[Any]) -> ParsedMessage:
         """Takes the sampled answer to the prompt, and gives it parsed."""
-        sampled = [int(token) for token in tokens]
+        sampled = as_list(tokens)
         after_tool = bool(self._messages) and self._messages[-1].role == "tool"
         parsed = self._renderer.parse(sampled, tools=self._tools, after_tool=after_tool)
         last = sampled[-1] if sampled else -1

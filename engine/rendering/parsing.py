@@ -8,11 +8,12 @@ it cannot be read. A reward may punish the one and the other differently.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 from weakref import WeakKeyDictionary
 
 import attrs
+import numpy as np
 
 from engine.rendering.messages import Message, Part, Role, TextPart, ThinkingPart, UnparsedToolCallPart
 from engine.rendering.vocabulary import Vocabulary
@@ -160,6 +161,11 @@ def longest_held(text: str, tags: Sequence[str]) -> int:
     return 0
 
 
+def as_list(tokens: Iterable[Any]) -> list[int]:
+    """Token ids as plain integers, from arrays quickly."""
+    return tokens.tolist() if isinstance(tokens, np.ndarray) else [int(token) for token in tokens]
+
+
 _NAMES: WeakKeyDictionary[Vocabulary, Mapping[int, str]] = WeakKeyDictionary()
 
 
@@ -188,15 +194,16 @@ class Lexer:
             return self._text(self._decoder.decode(self._vocabulary.token_bytes(token)))
         return [*self.flush(), Control(name)]
 
-    def feed_run(self, tokens: Sequence[int], start: int) -> tuple[list[str | Control], int]:
-        """What the tokens from `start` to the next control token add, and where to go on: much faster than one by one."""
-        names, end = self._names, start
-        while end < len(tokens) and tokens[end] not in names:
-            end += 1
-        if end == start:
-            return self.feed(tokens[start]), start + 1
-        of = self._vocabulary.token_bytes
-        return self._text(self._decoder.decode(b"".join([of(token) for token in tokens[start:end]]))), end
+    def feed_runs(self, tokens: Sequence[int]) -> Iterator[tuple[list[str | Control], int]]:
+        """What tokens add, run by run between control tokens, and how many have been read: much faster than one by one."""
+        names, of, start = self._names, self._vocabulary.token_bytes, 0
+        controls = [n for n, token in enumerate(tokens) if token in names]
+        for control in (*controls, len(tokens)):
+            if control > start:
+                yield self._text(self._decoder.decode(b"".join(map(of, tokens[start:control])))), control
+            if control < len(tokens):
+                yield [*self.flush(), Control(names[tokens[control]])], control + 1
+            start = control + 1
 
     @property
     def reads_text_tags(self) -> bool:
@@ -266,19 +273,24 @@ class GrammarParser:
 
     def feed(self, tokens: Iterable[int]) -> list[Event]:
         """Takes tokens; gives the events that are certain by now."""
-        run = [int(token) for token in tokens]
-        at = 0
-        while at < len(run) and not self._ended:
-            if self._lexer.reads_text_tags:
-                items, at = self._lexer.feed(run[at]), at + 1
-            else:
-                items, at = self._lexer.feed_run(run, at)
+        run = as_list(tokens)
+        if self._ended:
+            self._after_end += len(run)
+            run = []
+        read = 0
+        for items, read in self._lexer.feed_runs(run) if not self._lexer.reads_text_tags else self._one_by_one(run):  # noqa: B007
             for item in items:
                 if not self._ended:  # what a stop string's last token holds beyond it was not asked for
                     self._take(item)
-        self._after_end += len(run) - at
+            if self._ended:
+                break
+        self._after_end += len(run) - read
         events, self._events = self._events, []
         return events
+
+    def _one_by_one(self, tokens: Sequence[int]) -> Iterator[tuple[list[str | Control], int]]:
+        for n, token in enumerate(tokens):
+            yield self._lexer.feed(token), n + 1
 
     def finish(self) -> ParsedMessage:
         """The whole message."""

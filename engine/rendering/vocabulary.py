@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -78,6 +78,18 @@ def _decoder_kinds(decoder: Mapping[str, Any] | None) -> set[str]:
     return {decoder["type"]}.union(*(_decoder_kinds(inner) for inner in decoder.get("decoders", ())))
 
 
+class _TokenBytes(dict[int, bytes]):
+    """Bytes by token, found once: a lookup that hits runs at the speed of a dictionary."""
+
+    def __init__(self, find: Callable[[int], bytes]) -> None:
+        super().__init__()
+        self._find = find
+
+    def __missing__(self, token: int) -> bytes:
+        found = self[token] = self._find(token)
+        return found
+
+
 class HuggingFaceVocabulary:
     """A `tokenizers.Tokenizer` as a `Vocabulary`. Load one with `load_vocabulary`, which caches."""
 
@@ -94,7 +106,8 @@ class HuggingFaceVocabulary:
         self._decoder_kinds = _decoder_kinds(json.loads(tokenizer.to_str())["decoder"])
         # Vocabularies of these models hold the control tokens as ordinary pieces too, so text could still reach them.
         self._guarded = type(self._text.model).__name__ in ("Unigram", "WordLevel", "WordPiece")
-        self._bytes: dict[int, bytes] = {}
+        self.token_bytes = _TokenBytes(self._find_bytes).__getitem__
+        """The bytes of one token, cached; a control token gives its name, an id outside the vocabulary nothing."""
         self._vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
         highest = max([*self._name_of, -1]) + 1
         self._vocab_size = max(self._vocab_size, highest)
@@ -159,13 +172,6 @@ class HuggingFaceVocabulary:
         """Text of token ids, control tokens by their names; bytes that are no UTF-8 as U+FFFD."""
         ids = [int(token) for token in tokens]
         return self.full.decode(ids, skip_special_tokens=False)
-
-    def token_bytes(self, token: int) -> bytes:
-        """The bytes of one token, cached."""
-        found = self._bytes.get(token)
-        if found is None:
-            found = self._bytes[token] = self._find_bytes(token)
-        return found
 
     def _find_bytes(self, token: int) -> bytes:
         if token in self._name_of:

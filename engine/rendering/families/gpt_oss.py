@@ -25,6 +25,7 @@ from engine.rendering.parsing import (
     PartEnd,
     StreamParser,
     Termination,
+    as_list,
     control_names,
 )
 from engine.rendering.renderer import Conversation, Family, answered_call
@@ -219,13 +220,17 @@ class HarmonyParser:
 
     def feed(self, tokens: Iterable[int]) -> list[Event]:
         """Takes tokens; gives the events that are certain by now."""
-        run = [int(token) for token in tokens]
-        at = 0
-        while at < len(run) and self._termination is None:
-            items, at = self._lexer.feed_run(run, at)
+        run = as_list(tokens)
+        if self._termination is not None:
+            self._after_end += len(run)
+            run = []
+        read = 0
+        for items, read in self._lexer.feed_runs(run):  # noqa: B007
             for item in items:
                 self._take(item)
-        self._after_end += len(run) - at
+            if self._termination is not None:
+                break
+        self._after_end += len(run) - read
         events, self._events = self._events, []
         return events
 
