@@ -272,3 +272,17 @@ def test_wrong_settings_are_told_before_anything_runs() -> None:
             simulate(lambda options=options: train_supervised(backend, **{"batches": Batches(), **options})).unwrap()
     assert backend.log is not None
     assert backend.log.training == []
+
+
+@pytest.mark.parametrize("ahead", AHEAD)
+def test_failing_evaluation_releases_weights_that_were_frozen_meanwhile(ahead: int) -> None:
+    async def broken(policy: Policy) -> Mapping[str, float]:
+        await anyio.sleep(50.0)
+        raise ValueError("no")
+
+    backend = make_backend()
+    with pytest.raises(ActorsFailed) as caught:
+        run(backend, ahead=ahead, evaluations=[Evaluation("broken", broken, every=1, at_ends=False, blocking=True)])
+    assert names_of(caught.value) == ["in actor 'evaluator'"]
+    assert "in evaluation 'broken' at version 1" in caught.value.exceptions[0].__notes__
+    assert backend.live_snapshots == ()
