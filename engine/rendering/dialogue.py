@@ -17,8 +17,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from engine.backends.values import ModelInput, TokenChunk
+from engine.rendering.lexing import as_list
 from engine.rendering.messages import Message
-from engine.rendering.parsing import ParsedMessage, as_list
+from engine.rendering.parsing import ParsedMessage
 from engine.rendering.renderer import Renderer
 from engine.rendering.tools import ToolSpec
 

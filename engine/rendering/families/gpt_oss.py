@@ -13,20 +13,17 @@ from typing import ClassVar, Literal
 
 import attrs
 
+from engine.rendering.lexing import Control, Lexer, as_list, control_names
 from engine.rendering.messages import Message, Part, RenderError, Role, TextPart, ThinkingPart, UnparsedToolCallPart
 from engine.rendering.parsing import (
     AnswerGrammar,
-    Control,
     Delta,
     Event,
     Failure,
-    Lexer,
     ParsedMessage,
     PartEnd,
     StreamParser,
     Termination,
-    as_list,
-    control_names,
 )
 from engine.rendering.renderer import Conversation, Family, answered_call
 from engine.rendering.script import Kind, Script
