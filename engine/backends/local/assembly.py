@@ -125,9 +125,9 @@ def _llama_reason(module: Any) -> str | None:
         f"model type {config.model_type}": config.model_type in {"llama", "mistral", "qwen2"},
         f"activation {getattr(config, 'hidden_act', None)}": getattr(config, "hidden_act", None) in {"silu", "swish"},
         f"rope type {rope.get('rope_type')}": rope.get("rope_type", "default") in _STATIC_ROPE,
-        "sliding windows": not (
-            getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-        ),
+        "sliding windows": not getattr(config, "use_sliding_window", True)
+        or (getattr(config, "sliding_window", None) or config.max_position_embeddings)
+        >= config.max_position_embeddings,
         "a bias in the mlp": not getattr(config, "mlp_bias", False),
     }
     return next((f"it has {what}" for what, holds in checks.items() if not holds), None)

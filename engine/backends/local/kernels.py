@@ -20,7 +20,7 @@ _Context = Any  # torch's own type for it does not know what was saved
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: _Context, x: Tensor, weight_H: Tensor, eps: float) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
         scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         unit: Tensor = (x * scale).to(x.dtype)
         ctx.save_for_backward(unit, scale, weight_H)

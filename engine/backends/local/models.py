@@ -155,6 +155,10 @@ def load(model: str | Path, dtype: str) -> tuple[PreTrainedModel, LocalTokenizer
         raise BackendError(f"dtype {dtype!r} is not one of {', '.join(kinds)}")
     _quiet_transformers()
     source = smollm2() if model == "smollm2" else model
+    if not Path(source).exists() and (
+        isinstance(source, Path) or source.startswith((".", "/", "~")) or source.count("/") > 1
+    ):
+        raise BackendError(f"no model {str(model)!r}: there is no such directory")
     if Path(source).is_dir() and not (Path(source) / "config.json").exists():
         raise BackendError(f"{source} is a directory without a config.json, so it holds no Hugging Face model")
     try:
