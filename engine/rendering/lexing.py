@@ -34,6 +34,17 @@ def as_list(tokens: Iterable[Any]) -> list[int]:
     return tokens.tolist() if isinstance(tokens, np.ndarray) else [int(token) for token in tokens]
 
 
+def positions(tokens: Sequence[int], wanted: set[int]) -> list[int]:
+    """Where tokens of `wanted` stand, in order; quick where they are few."""
+    found = []
+    for token in wanted:
+        at = -1
+        for _ in range(tokens.count(token)):
+            at = tokens.index(token, at + 1)
+            found.append(at)
+    return sorted(found)
+
+
 _NAMES: WeakKeyDictionary[Vocabulary, Mapping[int, str]] = WeakKeyDictionary()
 
 
@@ -65,13 +76,28 @@ class Lexer:
     def feed_runs(self, tokens: Sequence[int]) -> Iterator[tuple[list[str | Control], int]]:
         """What tokens add, run by run between control tokens, and how many have been read: much faster than one by one."""
         names, of, start = self._names, self._vocabulary.token_bytes, 0
-        controls = [n for n, token in enumerate(tokens) if token in names]
+        controls = positions(tokens, names.keys() & set(tokens))
         for control in (*controls, len(tokens)):
             if control > start:
                 yield self._text(self._decoder.decode(b"".join(map(of, tokens[start:control])))), control
             if control < len(tokens):
                 yield [*self.flush(), Control(names[tokens[control]])], control + 1
             start = control + 1
+
+    def feed_tagged(self, tokens: Sequence[int]) -> Iterator[tuple[list[str | Control], int]]:
+        """As `feed_runs`, where plain text may hold a tag: tokens about one are taken singly, so that it is known which token ended it."""
+        start = 0
+        while start < len(tokens):
+            size = len(tokens) - start
+            while size > 1 and self._holds_tag(tokens[start : start + size]):
+                size //= 2
+            for items, read in self.feed_runs(tokens[start : start + size]):
+                yield items, start + read
+            start += size
+
+    def _holds_tag(self, tokens: Sequence[int]) -> bool:
+        data = self._held.encode() + b"".join(map(self._vocabulary.token_bytes, tokens))
+        return any(tag.encode() in data for tag in self._tags)
 
     @property
     def reads_text_tags(self) -> bool:

@@ -7,7 +7,7 @@ it cannot be read. A reward may punish the one and the other differently.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, Protocol
 
 import attrs
@@ -182,7 +182,7 @@ class GrammarParser:
             self._after_end += len(run)
             run = []
         read = 0
-        for items, read in self._lexer.feed_runs(run) if not self._lexer.reads_text_tags else self._one_by_one(run):  # noqa: B007
+        for items, read in self._lexer.feed_tagged(run) if self._lexer.reads_text_tags else self._lexer.feed_runs(run):  # noqa: B007
             for item in items:
                 if not self._ended:  # what a stop string's last token holds beyond it was not asked for
                     self._take(item)
@@ -191,10 +191,6 @@ class GrammarParser:
         self._after_end += len(run) - read
         events, self._events = self._events, []
         return events
-
-    def _one_by_one(self, tokens: Sequence[int]) -> Iterator[tuple[list[str | Control], int]]:
-        for n, token in enumerate(tokens):
-            yield self._lexer.feed(token), n + 1
 
     def finish(self) -> ParsedMessage:
         """The whole message."""

@@ -64,6 +64,9 @@ EOS_NAMES = (
 )
 
 
+_SHORT, _MOST_SHORT = 16, 4096
+
+
 @functools.cache
 def _byte_of_character() -> dict[str, int]:
     """The byte-level alphabet of GPT-2: every byte has a printable character, those without one of their own from U+0100 on."""
@@ -106,6 +109,7 @@ class HuggingFaceVocabulary:
         self._decoder_kinds = _decoder_kinds(json.loads(tokenizer.to_str())["decoder"])
         # Vocabularies of these models hold the control tokens as ordinary pieces too, so text could still reach them.
         self._guarded = type(self._text.model).__name__ in ("Unigram", "WordLevel", "WordPiece")
+        self._short: dict[str, tuple[int, ...]] = {}
         self.token_bytes = _TokenBytes(self._find_bytes).__getitem__
         """The bytes of one token, cached; a control token gives its name, an id outside the vocabulary nothing."""
         self._vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
@@ -143,13 +147,21 @@ class HuggingFaceVocabulary:
         return self.encode_batch((text,))[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Each text encoded by itself, without the cost of offsets."""
-        encoded = [found.ids for found in self._text.encode_batch_fast(texts, add_special_tokens=False)]
+        """Each text encoded by itself, without the cost of offsets. The short texts of frames (a role and its line break) are remembered."""
+        known = [self._short.get(text) for text in texts]
+        unknown = [text for text, ids in zip(texts, known, strict=True) if ids is None]
+        if not unknown:
+            return [list(ids) for ids in known if ids is not None]
+        encoded = [found.ids for found in self._text.encode_batch_fast(unknown, add_special_tokens=False)]
         if self._guarded:
             for n, ids in enumerate(encoded):
                 if not self._name_of.keys().isdisjoint(ids):
-                    encoded[n] = self._encode_around_names(texts[n])
-        return encoded
+                    encoded[n] = self._encode_around_names(unknown[n])
+        for text, ids in zip(unknown, encoded, strict=True):
+            if len(text) <= _SHORT and len(self._short) < _MOST_SHORT:
+                self._short[text] = tuple(ids)
+        rest = iter(encoded)
+        return [next(rest) if ids is None else list(ids) for ids in known]
 
     def _encode_around_names(self, text: str) -> list[int]:
         """Encodes a text that holds a control token's name by halving the name until it is no longer seen."""
