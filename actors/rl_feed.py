@@ -28,8 +28,8 @@ from engine.training.advantages import Advantage
 from engine.training.assembly import assemble
 from engine.training.metrics import StepSums
 
-PORTION = 16
-"""Groups assembled or counted before other tasks get their turn."""
+PORTION = 256
+"""Turns of episodes assembled or counted before other tasks get their turn: a big step must not hold up the rollouts."""
 
 
 class GroupFeed:
@@ -78,9 +78,12 @@ class GroupFeed:
         else:
             groups = await self._take(self._sizes[part])
         data: list[Datum] = []
-        for index, finished in enumerate(groups):
-            if index % PORTION == PORTION - 1:
-                await anyio.lowlevel.checkpoint()  # assembling a big step must not hold up the rollouts
+        turns = PORTION if part else 0  # what the parts before took
+        for finished in groups:
+            turns += _turns(finished)
+            if turns > PORTION:
+                await anyio.lowlevel.checkpoint()
+                turns = 0
             advantages = self._step_advantages.pop(finished.ticket, None)
             if advantages is None:
                 advantages = self._advantage([finished.group])[0]
@@ -192,10 +195,13 @@ class SettledGroups:
     at: float
 
     async def report(self, data: Sequence[Datum], results: Sequence[ForwardBackwardResult]) -> StepReport:
-        """The step's metrics, in portions: a step of thousands of samples must not hold up the rollouts."""
-        for index, finished in enumerate(self.groups):
-            if index % PORTION == PORTION - 1:
+        """The step's metrics, in portions."""
+        turns = 0
+        for finished in self.groups:
+            turns += _turns(finished)
+            if turns > PORTION:
                 await anyio.lowlevel.checkpoint()
+                turns = 0
             self.ledger.add(finished.group)
             self.journal.note("trained", finished.ticket.number, self.at, step=self.step)
         row = self.ledger.metrics()
@@ -211,11 +217,15 @@ class SettledGroups:
     @staticmethod
     async def _mismatch(data: Sequence[Datum], logprobs: Sequence[Logprobs]) -> dict[str, float]:
         sums = StepSums()
-        portion = 16 * PORTION
+        portion = PORTION // 4  # a datum may hold several turns
         for start in range(0, len(data), portion):
             sums.add(data[start : start + portion], logprobs[start : start + portion])
             await anyio.lowlevel.checkpoint()
         return sums.metrics()
+
+
+def _turns(finished: FinishedGroup) -> int:
+    return sum(len(trajectory.turns) for trajectory in finished.group.trajectories)
 
 
 def _staleness(step: int, groups: Sequence[FinishedGroup]) -> dict[str, float]:

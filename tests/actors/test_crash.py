@@ -91,7 +91,7 @@ def test_crash_inside_every_file_operation(mode: str, tmp_path: Path) -> None:
         "os.rmdir",
     }
     went_on_at = set()
-    stride = 3 if mode == "async" else 13
+    stride = 5 if mode == "async" else 17
     for crash_at in range(1, count + 1, stride):
         path = tmp_path / "run"
         disk = Disk(path, crash_at)
