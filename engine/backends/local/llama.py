@@ -238,24 +238,23 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, packed: Packed, mask: 
     """Causal attention in a pack, each (U, heads, D): prefixes among themselves, own tokens to their prefix and themselves."""
     if keys.shape[1] != queries.shape[1]:
         keys, values = (part.repeat_interleave(queries.shape[1] // part.shape[1], 1) for part in (keys, values))
-    before = len(queries) - math.prod(packed.own_shape)
-    queries_own, keys_own, values_own = (
-        part[before:].view(*packed.own_shape, *part.shape[1:]) for part in (queries, keys, values)
-    )
     if mask is None:
-        return _attention(queries_own, keys_own, values_own, None)
-    queries_first, keys_first, values_first = (
-        part[:before].view(*packed.prefix_shape, *part.shape[1:]) for part in (queries, keys, values)
+        return _attention(*(part.view(*packed.own_shape, *part.shape[1:]) for part in (queries, keys, values)))
+    sizes = [math.prod(packed.prefix_shape), math.prod(packed.own_shape)]
+    shapes = [packed.prefix_shape, packed.own_shape]
+    (queries_first, queries_own), (keys_first, keys_own), (values_first, values_own) = (
+        [rows.view(*shape, *part.shape[1:]) for rows, shape in zip(torch.split(part, sizes), shapes, strict=True)]
+        for part in (queries, keys, values)
     )
     keys_seen, values_seen = (
         torch.cat((first.index_select(0, packed.family_B), own), 1)
         for first, own in ((keys_first, keys_own), (values_first, values_own))
     )
-    first_U = _attention(queries_first, keys_first, values_first, None)
+    first_U = _attention(queries_first, keys_first, values_first)
     return torch.cat((first_U, _attention(queries_own, keys_seen, values_seen, mask)))
 
 
-def _attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+def _attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
     """Attention of (B, T, heads, D), causal where no mask is given; (B · T, heads, D)."""
     mixed = functional.scaled_dot_product_attention(
         queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), attn_mask=mask, is_causal=mask is None

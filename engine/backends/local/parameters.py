@@ -113,7 +113,8 @@ class Trainable:
     def clear_gradient(self) -> None:
         """Forgets the gradients of all passes."""
         self.gradient_P.zero_()
-        self._pass_gradient_P.zero_()
+        if self._pass_gradient_P is not self.gradient_P:
+            self._pass_gradient_P.zero_()
 
     def copy(self) -> Tensor:
         """The weights as the model computes with them, frozen."""

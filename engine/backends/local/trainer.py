@@ -23,6 +23,8 @@ from engine.backends.local.parameters import Trainable
 from engine.backends.local.threads import CLOSED
 from engine.backends.values import AdamParams, Datum, ForwardBackwardResult, Logprobs
 
+_ADAM_PART = 2**15
+
 
 @attrs.frozen(eq=False)
 class Pass:
@@ -174,13 +176,18 @@ def _joined(data: Sequence[Datum], name: str, dtype: type[np.generic], device: t
 @torch.no_grad()
 def adamw(state: Trainable, params: AdamParams, norm: float) -> None:
     """AdamW with decoupled weight decay (1711.05101) on every trainable number; `norm` is the gradient's."""
-    gradient_P = state.gradient_P
-    if params.grad_clip_norm > 0 and norm > params.grad_clip_norm:
-        gradient_P.mul_(params.grad_clip_norm / norm)
+    clip = params.grad_clip_norm / norm if 0 < params.grad_clip_norm < norm else 1.0
     state.steps += 1
-    state.mean_P.lerp_(gradient_P, 1 - params.beta1)
-    state.square_P.mul_(params.beta2).addcmul_(gradient_P, gradient_P, value=1 - params.beta2)
-    if params.weight_decay:
-        state.weights_P.mul_(1 - params.learning_rate * params.weight_decay)
-    scale_P = state.square_P.sqrt().div_(math.sqrt(1 - params.beta2**state.steps)).add_(params.eps)
-    state.weights_P.addcdiv_(state.mean_P, scale_P, value=-params.learning_rate / (1 - params.beta1**state.steps))
+    rate = params.learning_rate / (1 - params.beta1**state.steps)
+    correction = math.sqrt(1 - params.beta2**state.steps)
+    buffers = (state.weights_P, state.gradient_P, state.mean_P, state.square_P)
+    # On a CPU each part stays in the cache through all the operations.
+    part = _ADAM_PART if state.weights_P.device.type == "cpu" else len(state.weights_P)
+    for weights, gradient, mean, square in zip(*(torch.split(one, part) for one in buffers), strict=True):
+        if clip != 1.0:
+            gradient.mul_(clip)
+        mean.lerp_(gradient, 1 - params.beta1)
+        square.mul_(params.beta2).addcmul_(gradient, gradient, value=1 - params.beta2)
+        if params.weight_decay:
+            weights.mul_(1 - params.learning_rate * params.weight_decay)
+        weights.addcdiv_(mean, square.sqrt().div_(correction).add_(params.eps), value=-rate)
