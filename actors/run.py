@@ -89,18 +89,23 @@ class Run:
             state = restored.state
             self.first_step, self.elapsed = state.version, state.elapsed
             self.pending_evaluations.update(state.pending_evaluations)
-            await offload(self.directory.rewind, state.version, state.pending_evaluations)
+            await offload(self._rewind, state.version, state.pending_evaluations)
             self.done_evaluations.update((row["step"], row["name"]) for row in self.directory.read(EVALUATIONS))
             detail = f": {note(restored.work)}" if note is not None else ""
             self.note(f"resumed after step {state.version}{detail}")
             self.directory.append(EVENTS, [{"event": "resumed", "step": state.version}])
         elif self.directory is not None and self.directory.holds_run:
-            await offload(self.directory.rewind, -1)
+            await offload(self._rewind, -1, ())
             self.note("nothing to resume: the run ended before its first checkpoint; starting from the beginning")
             self.directory.append(EVENTS, [{"event": "restarted"}])
         elif self.settings.resume and self.directory is not None:
             self.note(f"nothing to resume: {self.directory.path} holds no run yet; starting one")
         return restored.work if restored is not None else None
+
+    def _rewind(self, version: int, pending: Collection[tuple[int, str]]) -> None:
+        if self.directory is not None and self.store is not None:
+            self.directory.rewind(version, pending)
+            self.store.sweep()
 
     async def _serve(self, older: Collection[Snapshot]) -> None:
         """Publishes the backend's weights, and then the older ones that kept work still needs."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from engine.storage.files import digest_of, sync_directory, write_atomically
 from engine.storage.run_directory import CHECKPOINTS, RunDirectory
 
 MANIFEST = "manifest.json"
+_NAME = re.compile(r"\d{6,}|\.\d{6,}\.partial")
+"""Of our own directories; what people put beside them stays."""
 
 
 @attrs.frozen
@@ -97,6 +100,15 @@ class CheckpointStore:
             raise UnusableCheckpoint(f"{checkpoint.path}: {Path(error.filename).name} is missing") from None
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise UnusableCheckpoint(f"{checkpoint.path}: its manifest cannot be read ({error})") from None
+
+    def sweep(self) -> None:
+        """Removes halves of checkpoints that a crash left, and whole ones that a rewind dropped from checkpoints.jsonl."""
+        if not self.directory.exists():
+            return
+        listed = {checkpoint.path.name for checkpoint in self.newest_first()}
+        for path in self.directory.iterdir():
+            if path.name not in listed and _NAME.fullmatch(path.name):
+                shutil.rmtree(path)
 
     def _prune(self) -> None:
         if self.keep_last is None:

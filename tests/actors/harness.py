@@ -295,4 +295,5 @@ def check_directory(path: Path, steps: int, groups_per_step: int) -> None:
     assert sorted(last) == list(range(steps))
     tickets = [ticket for step in range(steps) for ticket in last[step]]
     assert len(set(tickets)) == len(tickets) == steps * groups_per_step
-    assert not list(path.glob("checkpoints/.*")), "a half-written checkpoint is left"
+    listed = {row["step"] for row in read_lines(path / "checkpoints.jsonl")}
+    assert {directory.name for directory in path.glob("checkpoints/*")} <= {f"{step:06d}" for step in listed}

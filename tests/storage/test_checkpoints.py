@@ -62,6 +62,21 @@ def test_a_step_committed_again_replaces_the_first(tmp_path: Path) -> None:
         assert not (store.directory / "000002" / "left").exists()
 
 
+def test_a_sweep_removes_what_is_no_checkpoint_of_this_run(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path) as run:
+        store = CheckpointStore(run)
+        store.sweep()  # before there is any
+        for step in (2, 4):
+            commit(store, step)
+        store.begin(6)
+        (store.directory / "000008").mkdir()
+        (store.directory / "best").mkdir()  # somebody's own
+        run.rewind(2)
+        store.sweep()
+        assert sorted(path.name for path in store.directory.iterdir()) == ["000002", "best"]
+        store.verify(next(store.newest_first()))
+
+
 @pytest.mark.parametrize("name", ["trainer/weights", "run.json"])
 @pytest.mark.parametrize("content", [b"", b"x", b"\x02" * 99, b"\x02" * 99 + b"\x03"])
 def test_every_changed_byte_is_noticed(tmp_path: Path, name: str, content: bytes) -> None:
