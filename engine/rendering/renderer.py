@@ -15,7 +15,7 @@ import attrs
 import numpy as np
 
 from engine.backends.values import ModelInput, TokenChunk
-from engine.rendering.messages import ImagePart, Message, Part, RenderError, Role, TextPart
+from engine.rendering.messages import ImagePart, Message, Part, RenderError, Role, ThinkingPart, ToolCallPart
 from engine.rendering.parsing import AnswerGrammar, GrammarParser, ParsedMessage, StreamParser
 from engine.rendering.script import Kind, Script, Written, missing_controls
 from engine.rendering.supervision import (
@@ -371,10 +371,8 @@ def refuse_tools(name: str, conversation: Conversation) -> None:
 
 
 def visible(parts: Iterable[Part]) -> tuple[Part, ...]:
-    """Text and images of a message: what is neither thinking nor a call."""
-    return tuple(
-        part for part in parts if isinstance(part, ImagePart | TextPart) or type(part).__name__ == "ToolResultPart"
-    )
+    """What is said openly: text and images, and what the model wrote where a call was expected, so that it is not lost."""
+    return tuple(part for part in parts if not isinstance(part, ThinkingPart | ToolCallPart))
 
 
 def add_example(examples: list[SupervisedExample], new: SupervisedExample) -> None:

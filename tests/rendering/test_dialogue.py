@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from engine.rendering import Dialogue, ImagePart, RenderError, TextPart, assistant, get_renderer, tool_result, user
+from engine.rendering import (
+    Dialogue,
+    ImagePart,
+    Message,
+    RenderError,
+    TextPart,
+    UnparsedToolCallPart,
+    assistant,
+    get_renderer,
+    tool_result,
+    user,
+)
 from tests.rendering import oracles
 from tests.rendering.conversations import CASES, TOOLS, Case, conversations, generated, prompts_of
 from tests.rendering.test_parsing import renderer_of
@@ -143,3 +154,31 @@ def test_images_in_later_turns() -> None:
 
 def test_every_case_is_played() -> None:
     assert {case.renderer for case in CASES} >= {"qwen3", "gpt_oss", "glm"}
+
+
+@pytest.mark.parametrize("name", ["qwen3_instruct", "llama3", "deepseekv3", "kimi_k2_preserve_thinking", "role_colon"])
+def test_a_step_encodes_what_is_new_and_nothing_else(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    renderer = renderer_of(name)
+    vocabulary, encoded = renderer.vocabulary, []
+    encode_batch = vocabulary.encode_batch
+    monkeypatch.setattr(vocabulary, "encode_batch", lambda texts: encoded.extend(texts) or encode_batch(texts))
+    dialogue = Dialogue(renderer, [user("first " * 50)])
+    answer = [
+        *vocabulary.encode(" ok\n\nUser:"),
+        *[stop for stop in renderer.stop_sequences() if isinstance(stop, int)][:1],
+    ]
+    for turn in range(20):
+        dialogue.answer(answer)
+        encoded.clear()
+        dialogue.extend(user(f"question {turn}"))
+        assert sum(map(len, encoded)) < 60
+    assert dialogue.prompt.length > 20 * len(answer)
+
+
+@every_renderer
+def test_a_call_that_could_not_be_read_is_not_lost(case: Case) -> None:
+    renderer = renderer_of(case.renderer)
+    broken = Message("assistant", (UnparsedToolCallPart('{"name": broken', "not JSON"),))
+    assert '{"name": broken' in renderer.vocabulary.decode(
+        renderer.generation_prompt([user("x"), broken, user("y")]).tokens
+    )

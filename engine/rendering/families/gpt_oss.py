@@ -133,7 +133,7 @@ class GptOss(Family):
         blocks: list[tuple[str, str, str]] = []
         if message.thinking and keeps:
             blocks.append(("analysis", message.thinking, END))
-        said = "".join([part.text for part in message.content if isinstance(part, TextPart)])
+        said = "".join([part.text for part in message.content if isinstance(part, TextPart | UnparsedToolCallPart)])
         if message.tool_calls and said:
             blocks.append(("commentary", said, END))
         elif not message.tool_calls:

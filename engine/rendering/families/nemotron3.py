@@ -15,7 +15,7 @@ from engine.rendering.families.qwen3 import THINK
 from engine.rendering.families.qwen3_5 import read_xml_call, write_xml_tools, xml_call
 from engine.rendering.messages import RenderError, Role
 from engine.rendering.parsing import NOTHING, ONE_NEWLINE, WHITESPACE, AnswerGrammar
-from engine.rendering.renderer import Conversation
+from engine.rendering.renderer import Conversation, visible
 from engine.rendering.script import Kind, Script
 from engine.rendering.tools import ToolSpec, dump_json
 
@@ -109,7 +109,7 @@ class Nemotron3(ChatML):
 
     def _write_said(self, out: Script, conversation: Conversation, index: int, after: str) -> None:
         message = conversation.messages[index]
-        written = after + message.text
+        written = after + "".join([getattr(part, "text", "") for part in visible(message.content)])
         bare = (
             message.tool_calls
             and not after
