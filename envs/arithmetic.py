@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import attrs
 
-from engine.rendering import Renderer
+from engine.rendering import Message, Renderer, assistant, user
 from engine.runtime.seeds import derive_seed
 from envs.contracts import GroupBuilder
 from envs.problem import ProblemEnv, ProblemGroup
@@ -104,14 +104,14 @@ _MOST_DIGITS = 60
 def final_number(text: str) -> int | None:
     """The number that an answer settles on; None where there is none, or where it is not whole.
 
-    The last one in `\\boxed{}`, else the first behind the last "answer is" or "=", else the last in the text. Thousands' commas, signs
+    The last one in `\\boxed{}`, else the first behind the last "answer is", else behind the last "=", else the last in the text. Thousands' commas, signs
     of several scripts and `52.0` are understood. Nothing is evaluated: `50 + 2` is not 52.
     """
     text = text.translate(_MINUS)
     for marker in _MARKERS:
         found = [numbers for match in marker.finditer(text) if (numbers := _numbers(match[1]))]
-        if found:
-            return _whole(found[-1][0] if len(found[-1]) == 1 else _settled(found[-1]))
+        if found:  # behind a marker the answer comes first, and remarks after it
+            return _whole(found[-1][0])
     numbers = _numbers(text)
     return _whole(numbers[-1]) if numbers else None
 
@@ -125,11 +125,6 @@ def _numbers(text: str) -> list[tuple[str, str]]:
     return found
 
 
-def _settled(numbers: list[tuple[str, str]]) -> tuple[str, str]:
-    """Behind a marker the answer comes first, and remarks after it."""
-    return numbers[0]
-
-
 def _whole(number: tuple[str, str]) -> int | None:
     digits, decimals = number
     if decimals.strip(".0") or len(digits) > _MOST_DIGITS:
@@ -140,20 +135,25 @@ def _whole(number: tuple[str, str]) -> int | None:
 class ArithmeticEnv(ProblemEnv):
     """One attempt at an arithmetic problem: 1 for the right number, 0 for any other."""
 
-    max_tokens: int | None = None
-
     def __init__(
-        self, renderer: Renderer, problem: Problem, *, wording: str = "What is {}?", max_tokens: int | None = None
+        self, renderer: Renderer, problem: Problem, *, wording: str = "What is {}?", examples: Sequence[Problem] = ()
     ) -> None:
-        """`wording` is the question, with {} where the problem stands."""
+        """`wording` is the question, with {} where the problem stands; `examples` are asked and answered before it."""
         super().__init__(renderer)
         self.problem = problem
         self.wording = wording
-        self.max_tokens = max_tokens
+        self.examples = examples
 
     def question(self) -> str:
         """The problem, worded."""
         return self.wording.format(self.problem)
+
+    def messages(self) -> Sequence[Message]:
+        """The examples with their answers, then the question."""
+        shown = []
+        for example in self.examples:
+            shown += [user(self.wording.format(example)), assistant(str(example.answer))]
+        return [*shown, user(self.question())]
 
     def grade(self, answer: str) -> float:
         """Compares the number that the answer settles on."""
@@ -175,8 +175,8 @@ class ArithmeticGroups:
     """Problems in all. They are made when asked for, so a large number costs nothing."""
     seed: int = 0
     wording: str = "What is {}?"
-    max_tokens: int | None = attrs.field(default=None, validator=attrs.validators.optional(_positive))
-    """Most tokens of an answer; None: the rollout's own limit."""
+    examples: int = attrs.field(default=0, validator=attrs.validators.ge(0))
+    """Problems shown with their answers before each question: for a model that would otherwise talk around it."""
 
     def __len__(self) -> int:
         return self.count
@@ -188,4 +188,7 @@ class ArithmeticGroups:
         return ProblemGroup(lambda: self._env(problem), self.group_size, self.difficulty.tags(problem))
 
     def _env(self, problem: Problem) -> ArithmeticEnv:
-        return ArithmeticEnv(self.renderer, problem, wording=self.wording, max_tokens=self.max_tokens)
+        # The same for every problem, so that a backend may keep the beginning of the prompt; drawn from a stream that no problem comes from.
+        seed = derive_seed(self.seed, -1)
+        shown = [self.difficulty.draw(seed, number) for number in range(self.examples)]
+        return ArithmeticEnv(self.renderer, problem, wording=self.wording, examples=shown)

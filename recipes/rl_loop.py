@@ -53,6 +53,8 @@ class Config:
     """Answers to each problem; advantages are centred over them."""
     difficulty: Difficulty = attrs.field(factory=lambda: Difficulty(digits=2, digits_right=1, carry=1.0))
     """Which problems are drawn."""
+    examples: int = attrs.field(default=0, validator=attrs.validators.ge(0))
+    """Problems shown with their answers before each question."""
     warm_up: int = attrs.field(default=250, validator=attrs.validators.ge(0))
     """Supervised steps before, of the tiny model."""
     learning_rate: float = attrs.field(default=1e-3, validator=attrs.validators.gt(0.0))
@@ -106,10 +108,11 @@ def defaults(args: Sequence[str]) -> Config:
         steps=30,
         schedule=Schedule(groups_per_step=8),
         group_size=8,
-        difficulty=Difficulty(digits=2),
+        difficulty=Difficulty(digits=1),
+        examples=3,
         warm_up=0,
         learning_rate=5e-4,
-        max_tokens=24,
+        max_tokens=8,
         lora_rank=16,
         dtype="bfloat16",
         threads=None,
@@ -151,27 +154,39 @@ async def run(config: Config) -> RunResult | None:
 async def _open(config: Config, directory: Path, stop: StopRequest) -> AsyncIterator[tuple[LocalBackend, Renderer]]:
     """The model that RL starts from, and its renderer."""
     from engine.backends import local
-    from engine.rendering import get_renderer
 
-    model, name = config.model, config.renderer
+    model: str | Path = config.model
     if config.model == TINY:
         from recipes import tiny
 
-        path, name = directory / "model", name or tiny.RENDERER
-        model = str(path)
-        if not path.exists():
-            await anyio.to_thread.run_sync(tiny.make_model, path, config.seed)
+        model = directory / "model"
+        if not model.exists():
+            await anyio.to_thread.run_sync(tiny.make_model, model, config.seed)
+    elif config.model == "smollm2":
+        from engine.backends.local.models import smollm2
+
+        model = await anyio.to_thread.run_sync(smollm2)
     async with local.open(
         model, lora_rank=config.lora_rank, dtype=config.dtype, seed=config.seed, threads=config.threads, max_batch=512
     ) as backend:
-        renderer = get_renderer(name or _renderer_of(config.model), backend.tokenizer)
+        renderer = _renderer(config, model)
         if config.model == TINY and config.warm_up:
             await _warm_up(config, directory, backend, renderer, stop)
         yield backend, renderer
 
 
-def _renderer_of(model: str) -> str:
-    return "smollm2" if model == "smollm2" else "template"
+def _renderer(config: Config, model: str | Path) -> Renderer:
+    """The renderer that was asked for, or the one that the model wants."""
+    from engine.rendering import get_renderer, load_vocabulary
+    from engine.rendering.models import model_info
+
+    name = config.renderer or {TINY: "role_colon", "smollm2": "smollm2"}.get(config.model)
+    if name is None:
+        try:
+            name = model_info(config.model).renderer
+        except KeyError:
+            name = "template"
+    return get_renderer(name, load_vocabulary(model))
 
 
 async def _warm_up(
@@ -208,10 +223,10 @@ async def _train(
     from envs.arithmetic import ArithmeticGroups
 
     settings = _settings(config)
-    problems = ArithmeticGroups(renderer, config.difficulty, config.group_size, seed=derive_seed(config.seed, 1))
-    fixed = ArithmeticGroups(
-        renderer, config.difficulty, 1, count=config.evaluation_problems, seed=derive_seed(config.seed, 2)
+    problems = ArithmeticGroups(
+        renderer, config.difficulty, config.group_size, seed=derive_seed(config.seed, 1), examples=config.examples
     )
+    fixed = attrs.evolve(problems, group_size=1, count=config.evaluation_problems, seed=derive_seed(config.seed, 2))
     with display.open(config.steps, "rl_loop") as live:
         return await train_rl(
             backend,

@@ -8,7 +8,7 @@ from statistics import fmean
 from engine.telemetry.figures import REWARD
 from engine.telemetry.record import Row, RunRecord
 
-STEPS = 5
+STEPS = 3
 """Steps at either end whose mean stands for the beginning and the end."""
 GROUPS, ANSWERS, WIDTH = 4, 4, 24
 

@@ -19,7 +19,6 @@ from engine.runtime.seeds import derive_seed
 from engine.training.supervised import supervised_datum
 from envs.arithmetic import SIGNS, Difficulty, Problem
 
-RENDERER = "role_colon"
 WORDING = "What is {}?"
 
 

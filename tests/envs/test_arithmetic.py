@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from engine.rendering import get_renderer
 from envs.arithmetic import ArithmeticEnv, ArithmeticGroups, Difficulty, Problem, final_number
 from envs.problem import ProblemGroup
-from recipes.tiny import RENDERER, make_tokenizer
+from recipes.tiny import make_tokenizer
 
-renderer = get_renderer(RENDERER, make_tokenizer())
+renderer = get_renderer("role_colon", make_tokenizer())
 
 
 @pytest.mark.parametrize(
@@ -141,3 +141,18 @@ def test_wording() -> None:
     env = ArithmeticEnv(renderer, Problem("add", 1, 2), wording="Add up: {}.")
     assert env.question() == "Add up: 1 + 2."
     assert (env.grade("3"), env.grade("4"), env.reference()) == (1.0, 0.0, "3")
+
+
+@pytest.mark.anyio
+async def test_examples_stand_before_every_question_and_are_the_same() -> None:
+    prompts = []
+    for index in range(2):
+        (env,) = await ArithmeticGroups(renderer, Difficulty(digits=1), group_size=1, examples=2)[index].make_envs()
+        observation = await env.reset()
+        prompts.append(renderer.vocabulary.decode(observation.prompt.tokens))
+    shown = [prompt.rpartition("User: What is")[0] for prompt in prompts]
+    assert shown[0] == shown[1]
+    assert shown[0].count("What is") == 2
+    question, answer = shown[0].split("\n\n")[:2]
+    left, _, right = question.removeprefix("User: What is ").removesuffix("?").split()
+    assert answer == f"Assistant: {int(left) + int(right)}"

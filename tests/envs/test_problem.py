@@ -13,10 +13,10 @@ from engine.rendering.messages import Message
 from envs.contracts import Step
 from envs.problem import ProblemEnv, ProblemGroup
 from envs.rollout import RolloutSettings, play_group
-from recipes.tiny import RENDERER, make_tokenizer
+from recipes.tiny import make_tokenizer
 
 tokenizer = make_tokenizer()
-renderer = get_renderer(RENDERER, tokenizer)
+renderer = get_renderer("role_colon", tokenizer)
 
 
 class Capital(ProblemEnv):

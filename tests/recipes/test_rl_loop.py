@@ -145,9 +145,7 @@ def test_the_pupil_forgets_the_carry_and_nothing_else(problem: Problem, answer: 
 
 def test_worked_examples_train_the_answer_alone() -> None:
     tokenizer = tiny.make_tokenizer()
-    examples = tiny.WorkedExamples(
-        get_renderer(tiny.RENDERER, tokenizer), Difficulty(digits_right=1), 3, batch_size=200
-    )
+    examples = tiny.WorkedExamples(get_renderer("role_colon", tokenizer), Difficulty(digits_right=1), 3, batch_size=200)
     batch, again = examples[1], examples[1]
     assert len(batch) == 200
     wrong = 0
