@@ -47,7 +47,8 @@ async def open(  # noqa: A001 - `local.open(...)` is how it is meant to be read
     - `max_batch`: most sequences decoded at once.
     - `microbatch_tokens`: most padded tokens in one forward-backward pass, which bounds memory and changes no result; None: by the
       size of the vocabulary.
-    - `threads`: CPU threads for each of the two (trainer, sampler); None: torch's own choice.
+    - `threads`: CPU threads that each of the two (trainer, sampler) computes with; None: all cores. That suits synchronous runs, where one of
+      the two works at a time; where both work at once (staleness of 1 and more), half the cores each is faster.
 
     Raises BackendError, in one line that says what to do, where a package is missing or the model cannot be loaded.
     """
