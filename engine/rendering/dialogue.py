@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
+import numpy as np
+
 from engine.backends.values import ModelInput, TokenChunk
 from engine.rendering.lexing import as_list
 from engine.rendering.messages import Message
@@ -40,7 +42,7 @@ class Dialogue:
         self._tools = tuple(tools)
         self._keeps = history == "keep" or renderer.keeps_history
         self._runs: dict[str, list[int]] = {}
-        self._answered: tuple[ModelInput, int, bool] | None = None
+        self._answered: tuple[list[int], int, bool] | None = None
         self.prompt: ModelInput = renderer.generation_prompt(messages, tools=tools)
         """What the model is to be given next."""
         self.extends_last = True
@@ -58,7 +60,7 @@ class Dialogue:
         parsed = self._renderer.parse(sampled, tools=self._tools, after_tool=after_tool)
         last = sampled[-1] if sampled else -1
         ended = last in self._renderer.stop_sequences() or parsed.termination == "stop_sequence"
-        self._answered = (self.prompt.append(sampled), last, ended)
+        self._answered = (sampled, last, ended)
         self._messages.append(parsed.message)
         return parsed
 
@@ -71,7 +73,7 @@ class Dialogue:
             raise RuntimeError(
                 "extend() wants an answer first: call answer(tokens) with what was sampled for the prompt"
             )
-        so_far, last, ended = self._answered
+        sampled, last, ended = self._answered
         first = len(self._messages)
         self._messages.extend(messages)
         self._answered = None
@@ -82,13 +84,18 @@ class Dialogue:
         if tail is None:
             self.prompt = self._renderer.generation_prompt(self._messages, tools=self._tools, known=self._runs)
         else:
-            self.prompt = join(so_far, tail)
+            self.prompt = join(self.prompt, sampled, tail)
         return self.prompt
 
 
-def join(first: ModelInput, second: ModelInput) -> ModelInput:
-    """One input behind the other."""
-    joined = first
-    for chunk in second.chunks:
-        joined = joined.append(chunk.tokens) if isinstance(chunk, TokenChunk) else ModelInput((*joined.chunks, chunk))
-    return joined
+def join(prompt: ModelInput, sampled: list[int], tail: ModelInput) -> ModelInput:
+    """A prompt, what was sampled for it, and what follows; all neighbouring text is one chunk."""
+    before, after = prompt.chunks, tail.chunks
+    middle = [np.asarray(sampled, np.int32)]
+    if before and isinstance(before[-1], TokenChunk):
+        middle.insert(0, before[-1].tokens)
+        before = before[:-1]
+    if after and isinstance(after[0], TokenChunk):
+        middle.append(after[0].tokens)
+        after = after[1:]
+    return ModelInput((*before, TokenChunk(np.concatenate(middle)), *after))
