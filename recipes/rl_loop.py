@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import anyio.to_thread
 import attrs
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 TINY = "tiny"
 _positive = attrs.validators.ge(1)
+_optional_positive: Any = attrs.validators.optional(_positive)
 
 
 @attrs.frozen
@@ -69,11 +70,11 @@ class Config:
     """Longest answer."""
     renderer: str | None = None
     """Chat format, by name; None: role_colon for the tiny model, the model's own chat template for others."""
-    lora_rank: int | None = attrs.field(default=None, validator=attrs.validators.optional(_positive))
+    lora_rank: int | None = attrs.field(default=None, validator=_optional_positive)
     """Train LoRA adapters of this rank; None: all weights."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the forward and backward pass."""
-    threads: int | None = attrs.field(default=1, validator=attrs.validators.optional(_positive))
+    threads: int | None = attrs.field(default=1, validator=_optional_positive)
     """CPU threads of the sampler, and as many of the trainer; None: torch's choice. The tiny model has no work for more than one."""
     evaluate_every: int = attrs.field(default=20, validator=_positive)
     """Steps between evaluations on fixed problems."""

@@ -89,6 +89,25 @@ def test_other_modes(tmp_path: Path, schedule: Schedule) -> None:
     assert max(row["staleness/max"] for row in lines(directory / "metrics.jsonl")) <= schedule.max_staleness
 
 
+@pytest.mark.local
+def test_a_model_of_ones_own_by_path(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    model = tiny.make_model(tmp_path / "model", seed=0)
+    config = attrs.evolve(
+        rl_loop.defaults(["--model", str(model)]),
+        renderer="role_colon",
+        steps=2,
+        schedule=Schedule(groups_per_step=2),
+        group_size=2,
+        evaluation_problems=2,
+        examples=1,
+        run_dir=tmp_path / "run",
+    )
+    assert (config.lora_rank, config.dtype) == (16, "bfloat16")
+    assert run(config).version == 2
+    assert not (tmp_path / "run" / "warm_up").exists()
+
+
 def test_help_is_quick_to_import_and_loads_nothing_heavy() -> None:
     code = (
         "import sys; from recipes import cli, rl_loop\n"
