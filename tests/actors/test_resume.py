@@ -64,7 +64,7 @@ def test_resumed_run_equals_uninterrupted_run(mode: str, turns: int, tmp_path: P
     async def uninterrupted() -> RunResult:
         return await run_patterns(backend, schedule, steps=STEPS, dataset=dataset, directory=tmp_path / "run")
 
-    watcher = DiskWatcher(tmp_path / "run", tmp_path / "copies", every=53)
+    watcher = DiskWatcher(tmp_path / "run", tmp_path / "copies", every=37)
     result = run_watched(uninterrupted, watcher=watcher, seed=1)
     wanted = training_of(backend)
     assert sorted(wanted) == list(range(STEPS))
