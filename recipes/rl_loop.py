@@ -3,7 +3,7 @@
     python -m recipes.rl_loop                                # two minutes on two CPU cores, nothing needed but this package and torch
     python -m recipes.rl_loop --schedule.max-staleness 2     # asynchronous: sampling and training at the same time
     python -m recipes.rl_loop --schedule.minibatches 4       # streaming: training begins before the last answer is in
-    python -m recipes.rl_loop --model smollm2                # SmolLM2-135M-Instruct; any Hugging Face causal LM works by name or path
+    python -m recipes.rl_loop --model smollm2                # SmolLM2-135M-Instruct, some minutes; any Hugging Face causal LM works by name or path
 
 Without `--model`, a tiny Llama is made and warmed up on the worked examples of a pupil who forgets to carry (`recipes.tiny`); the reward then
 teaches it to, on sums of which all carry. (It comes to carry where nothing should be, too: `--difficulty.carry 0.8` shows it other sums as well,
@@ -73,7 +73,7 @@ class Config:
     lora_rank: int | None = attrs.field(default=None, validator=_optional_positive)
     """Train LoRA adapters of this rank; None: all weights."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the forward and backward pass."""
+    """Of the forward and backward pass. bfloat16 is for GPUs, and for CPUs that have instructions for it: others take many times longer with it."""
     threads: int | None = attrs.field(default=1, validator=_optional_positive)
     """CPU threads of the sampler, and as many of the trainer; None: torch's choice. The tiny model has no work for more than one."""
     evaluate_every: int = attrs.field(default=20, validator=_positive)
@@ -106,8 +106,8 @@ def defaults(args: Sequence[str]) -> Config:
     # A model that speaks already needs no warm-up, and each of its tokens costs a CPU more than the tiny model's whole answers.
     return Config(
         model=given["--model"],
-        steps=30,
-        schedule=Schedule(groups_per_step=8),
+        steps=20,
+        schedule=Schedule(groups_per_step=6),
         group_size=8,
         difficulty=Difficulty(digits=1),
         examples=3,
@@ -115,7 +115,6 @@ def defaults(args: Sequence[str]) -> Config:
         learning_rate=5e-4,
         max_tokens=8,
         lora_rank=16,
-        dtype="bfloat16",
         threads=None,
         evaluate_every=10,
         evaluation_problems=32,

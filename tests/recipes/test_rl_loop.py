@@ -103,7 +103,7 @@ def test_a_model_of_ones_own_by_path(tmp_path: Path) -> None:
         examples=1,
         run_dir=tmp_path / "run",
     )
-    assert (config.lora_rank, config.dtype) == (16, "bfloat16")
+    assert (config.lora_rank, config.warm_up) == (16, 0)
     assert run(config).version == 2
     assert not (tmp_path / "run" / "warm_up").exists()
 
