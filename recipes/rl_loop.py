@@ -7,7 +7,7 @@
 
 Without `--model`, a tiny Llama is made and warmed up on the worked examples of a pupil who forgets to carry (`recipes.tiny`); the reward then
 teaches it to, on sums of which all carry. (It comes to carry where nothing should be, too: `--difficulty.carry 0.8` shows it other sums as well,
-and takes longer to reach the same reward.) What this recipe leaves out: thinking before the answer, problems in words, several turns.
+and is harder to learn.) What this recipe leaves out: thinking before the answer, problems in words, several turns.
 """
 
 from __future__ import annotations
