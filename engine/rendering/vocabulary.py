@@ -240,6 +240,9 @@ def as_vocabulary(tokenizer: Any) -> Vocabulary:
         return HuggingFaceVocabulary(tokenizer)
     if isinstance(tokenizer, Vocabulary):
         return tokenizer
+    inner = getattr(tokenizer, "inner", None)  # a backend's wrapper around the same library
+    if isinstance(inner, tokenizers.Tokenizer):
+        return HuggingFaceVocabulary(inner)
     fast = getattr(tokenizer, "backend_tokenizer", None)
     if isinstance(fast, tokenizers.Tokenizer):
         template = getattr(tokenizer, "chat_template", None)

@@ -167,3 +167,15 @@ def test_a_template_agrees_with_the_family() -> None:
     through = Template(oracles.vocabulary("Qwen3"), source=oracles.template_source("qwen3"))
     talk = [user("a <think> b"), assistant("b", thinking="t"), user("c")]
     assert through.generation_prompt(talk) == family.generation_prompt(talk)
+
+
+def test_the_local_backends_tokenizer_is_a_vocabulary_with_its_control_tokens() -> None:
+    from engine.backends.local.tokenizer import LocalTokenizer
+    from engine.rendering import get_renderer, user
+    from engine.rendering.vocabulary import byte_vocabulary
+
+    bytes_with_controls = byte_vocabulary(["<|im_start|>", "<|im_end|>"])
+    tokenizer = LocalTokenizer(bytes_with_controls.full)
+    prompt = get_renderer("chatml", tokenizer).generation_prompt([user("hi")])
+    assert tokenizer.decode(prompt.tokens) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert prompt.tokens[0] == tokenizer.special_token("<|im_start|>")
