@@ -43,7 +43,7 @@ def main() -> None:
     import transformers
     import trl
 
-    class Clock(transformers.TrainerCallback):
+    class Clock(transformers.TrainerCallback):  # type: ignore[misc]  # untyped here
         """CPU and wall time at the end of every step; a step is what lies between two of them."""
 
         def __init__(self) -> None:

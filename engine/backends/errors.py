@@ -1,9 +1,9 @@
 """Errors of the backend ports. A class is here only because somebody catches it.
 
-    BackendError
-    ├── TransientError      try again: a timeout, a rate limit, a busy or restarting server      (the sampler retries it)
-    ├── RequestRejected     trying again cannot help: names the datum and the field              (ends the group or the run)
-    └── UnusableState       a saved state that cannot be restored                                (resume falls back to the one before)
+BackendError
+├── TransientError      try again: a timeout, a rate limit, a busy or restarting server      (the sampler retries it)
+├── RequestRejected     trying again cannot help: names the datum and the field              (ends the group or the run)
+└── UnusableState       a saved state that cannot be restored                                (resume falls back to the one before)
 """
 
 from __future__ import annotations

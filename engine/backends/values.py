@@ -18,6 +18,7 @@ StopReason = Literal["stop", "length"]
 Tokens = NDArray[np.int32]
 Logprobs = NDArray[np.float32]
 
+
 def _arrays_equal(left: NDArray[Any], right: NDArray[Any]) -> bool:
     return left is right or np.array_equal(left, right)
 

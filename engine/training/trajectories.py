@@ -70,7 +70,7 @@ class TrajectoryGroup:
     metrics: Mapping[str, float] = attrs.field(factory=dict)
 
     @property
-    def rewards_G(self) -> NDArray[np.float64]:
+    def rewards_G(self) -> NDArray[np.float64]:  # noqa: N802  (array names end in dimension letters)
         """Returns of the members, shape (G,)."""
         return np.array([trajectory.reward for trajectory in self.trajectories], np.float64)
 
