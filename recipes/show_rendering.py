@@ -42,9 +42,11 @@ def main(config: Config) -> None:
     """Prints, and writes the page."""
     from rich.console import Console
 
-    from engine.rendering import get_renderer
+    from engine.rendering import RenderError, get_renderer, renderer_names
     from engine.rendering.inspection import as_page, as_terminal, sections_of
 
+    if config.renderer not in renderer_names():  # before a tokenizer is fetched for it
+        raise RenderError(f"no renderer is called {config.renderer!r}; there are {', '.join(renderer_names())}")
     renderer = get_renderer(config.renderer, _vocabulary(config))
     console = Console(soft_wrap=True, highlight=False)
     pages = []

@@ -130,8 +130,8 @@ def _parts(index: int, read: _Dictionary) -> list[Part]:
             text = "".join([part.text for part in said if isinstance(part, TextPart)])
             return [ToolResultPart(text, read.name, read.tool_call_id), *images]
         parts.extend(said)
-    elif read.role == "tool":
-        raise MalformedMessage(f"message {index}, field 'content': a tool's result has content")
+    elif read.role != "assistant":  # an assistant may only think or call
+        raise MalformedMessage(f"message {index}, field 'content': a message of the role {read.role!r} has content")
     parts.extend(_call(index, n, call) for n, call in enumerate(read.tool_calls or ()))
     return parts
 

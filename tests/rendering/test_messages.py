@@ -78,6 +78,8 @@ def test_parts_of_dictionaries() -> None:
         ({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[]"}}]}, "JSON object"),
         ({"role": "assistant", "tool_calls": [{"id": "x"}]}, "message 1.tool_calls"),
         ({"role": "tool"}, "message 1, field 'content'"),
+        ({"role": "user"}, "message 1, field 'content'"),
+        ({"role": "system", "content": None}, "message 1, field 'content'"),
         ({"role": "user", "content": "x", "tool_calls": [{"function": {"name": "f"}}]}, "message 1.*ToolCallPart"),
         ("hello", "message 1: a mapping"),
     ],
