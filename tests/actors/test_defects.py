@@ -444,7 +444,9 @@ def test_grading_beyond_its_budget_ends_in_time_and_does_not_block_the_event_loo
             group.cancel_scope.cancel()
         assert [trajectory.reward for trajectory in played.trajectories] == [-1.0, -1.0]
         assert seconds < 3.0  # 0.3 and a kill, with much room for a busy machine
+        # Graded on the loop, the answers would stop it for seconds. The 50 ms bar is measured in tests/runtime/test_processes.py.
         assert len(gaps) > 10
+        assert max(gaps) < 1.0
 
     anyio.run(main, backend="asyncio")
 

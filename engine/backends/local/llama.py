@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from engine.backends.local.kernels import rms_norm, swiglu, turn_heads
+from engine.backends.local.llama_batch import LlamaBatch
 from engine.backends.local.network import DecodeBatch, Prefix, target_logprobs
 from engine.backends.local.packing import Pack, Packed, apart
 from engine.backends.local.parameters import Unit
@@ -195,8 +196,6 @@ class BoundLlama:
 
     def decode_batch(self) -> DecodeBatch:
         """An empty batch."""
-        from engine.backends.local.llama_batch import LlamaBatch  # needs this class in turn
-
         return LlamaBatch(self)
 
     def target_logprobs(self, sequences: Sequence[Tokens], pack: Pack, targets_N: Tensor, active_N: Tensor) -> Tensor:

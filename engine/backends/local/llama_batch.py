@@ -6,14 +6,17 @@ Dimension suffixes: `B` rows, `T` positions, `V` vocabulary; the cache is (L lay
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from engine.backends.local.kernels import rms_norm, turn_heads
-from engine.backends.local.llama import BoundLlama
 from engine.backends.local.network import Prefix
+
+if TYPE_CHECKING:  # the network makes its batches; a batch only reads it
+    from engine.backends.local.llama import BoundLlama
 
 _SPARE_POSITIONS = 32
 _LEAST_REACH = 16
