@@ -45,7 +45,10 @@ def main(config: Config) -> None:
     from engine.rendering import RenderError, get_renderer, renderer_names
     from engine.rendering.inspection import as_page, as_terminal, sections_of
 
-    if config.renderer not in renderer_names():  # before a tokenizer is fetched for it
+    # Before a tokenizer is fetched for it: that can take a while.
+    if not config.conversation.is_file():
+        raise RenderError(f"{config.conversation} is not a file: --conversation wants one with a conversation a line")
+    if config.renderer not in renderer_names():
         raise RenderError(f"no renderer is called {config.renderer!r}; there are {', '.join(renderer_names())}")
     renderer = get_renderer(config.renderer, _vocabulary(config))
     console = Console(soft_wrap=True, highlight=False)

@@ -54,3 +54,18 @@ def test_the_command(tmp_path: Path) -> None:
     )
     assert broken.returncode != 0
     assert "line 1: message 0, field 'role'" in broken.stderr
+
+
+def test_a_wrong_name_or_file_is_one_line_at_once(tmp_path: Path) -> None:
+    (tmp_path / "chat.jsonl").write_text("[]")
+    command = [sys.executable, "-m", "recipes.show_rendering"]
+    for renderer, conversation, line in (
+        ("qwen9", "chat.jsonl", "show_rendering: no renderer is called 'qwen9'; there are chatml"),
+        ("qwen3", "nope.jsonl", "nope.jsonl is not a file: --conversation wants one with a conversation a line"),
+    ):
+        flags = ["--renderer", renderer, "--conversation", str(tmp_path / conversation)]
+        done = subprocess.run([*command, *flags], capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 1
+        assert line in done.stderr
+        assert "Traceback" not in done.stderr
+        assert "huggingface" not in done.stderr.lower()
