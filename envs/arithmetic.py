@@ -192,3 +192,19 @@ class ArithmeticGroups:
         seed = derive_seed(self.seed, -1)
         shown = [self.difficulty.draw(seed, number) for number in range(self.examples)]
         return ArithmeticEnv(self.renderer, problem, wording=self.wording, examples=shown)
+
+
+def groups(
+    renderer: Renderer,
+    *,
+    group_size: int = 8,
+    seed: int = 0,
+    operations: Sequence[Operation] = ("add",),
+    digits: int = 2,
+    digits_right: int | None = None,
+    carry: float | None = None,
+    examples: int = 0,
+) -> ArithmeticGroups:
+    """What `envs.registry` opens as "arithmetic"."""
+    difficulty = Difficulty(tuple(operations), digits, digits_right, carry)
+    return ArithmeticGroups(renderer, difficulty, group_size, seed=seed, examples=examples)
