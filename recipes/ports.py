@@ -1,0 +1,48 @@
+"""What a recipe takes from outside, so that it can be embedded, and tested with something else in its place.
+
+await rl_loop.run(config)                                      # as the command line does
+await rl_loop.run(config, Ports(open_model=my_open_model))     # on a model of one's own
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import attrs
+
+from recipes.models import MakeTiny, ModelConfig, OpenedModel, open_completer, open_model
+
+if TYPE_CHECKING:
+    from engine.completion import Completer
+
+
+class OpenModel(Protocol):
+    """See `recipes.models.open_model`."""
+
+    def __call__(
+        self, config: ModelConfig, directory: Path, *, seed: int = 0, make_tiny: MakeTiny | None = None
+    ) -> AbstractAsyncContextManager[OpenedModel]: ...
+
+
+class OpenCompleter(Protocol):
+    """See `recipes.models.open_completer`."""
+
+    def __call__(
+        self, config: ModelConfig, directory: Path, *, seed: int = 0, make_tiny: MakeTiny | None = None
+    ) -> AbstractAsyncContextManager[Completer]: ...
+
+
+@attrs.frozen
+class Ports:
+    """The outside of a recipe."""
+
+    open_model: OpenModel = open_model
+    """Opens the model that is trained, or a teacher that scores."""
+    open_completer: OpenCompleter = open_completer
+    """Opens a model that answers: a judge, an opponent, a teacher that writes."""
+
+
+DEFAULT = Ports()
+"""This machine, and what the configuration names."""

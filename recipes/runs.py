@@ -1,0 +1,109 @@
+"""The run of a recipe: its directory, its configuration on disk, how it goes on, and what is said of it at the end."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import attrs
+
+from recipes import cli
+from recipes.models import TINY, ModelConfig
+
+if TYPE_CHECKING:
+    from actors import RunResult, RunSettings
+
+C = TypeVar("C", bound="RunConfig")
+
+
+@attrs.frozen(kw_only=True)
+class RunConfig(ModelConfig):
+    """A model, and where its run is kept."""
+
+    seed: int = 0
+    """Of everything drawn at random."""
+    run_dir: Path | None = None
+    """Where the run is kept; None: runs/<recipe>-<time>."""
+    resume: bool = False
+    """Go on with the run in --run-dir, with its configuration."""
+    checkpoint_every: int = attrs.field(default=20, validator=attrs.validators.ge(1))
+    """Steps between checkpoints."""
+
+    def __attrs_post_init__(self) -> None:
+        if self.resume and self.run_dir is None:
+            raise ValueError("resume needs --run-dir: which run is to go on?")
+
+
+def defaults(config: type[C], args: Sequence[str], *, by_model: Mapping[str, Any] | None = None) -> C:
+    """What the flags start from: a resumed run's own configuration, or the class's defaults.
+
+    `by_model`: other defaults for every model but the tiny one, which speaks nothing yet and costs next to nothing.
+    """
+    given = _given(args)
+    if "--resume" in args and "--run-dir" in given:
+        path = Path(given["--run-dir"]) / "config.json"
+        if path.exists():
+            return cli.structure(json.loads(path.read_text(encoding="utf-8")), config)
+    model = given.get("--model", TINY)
+    if model == TINY or by_model is None:
+        return config()
+    return config(model=model, **by_model)
+
+
+def _given(args: Sequence[str]) -> dict[str, str]:
+    """Flags with the value behind them, as far as the defaults depend on it."""
+    found = {}
+    for flag, following in itertools.pairwise([*args, ""]):
+        name, equals, value = flag.partition("=")
+        if name in ("--model", "--run-dir"):
+            found[name] = value if equals else following
+    return found
+
+
+def begin(config: RunConfig, recipe: str) -> Path:
+    """The run's directory, with the configuration in it. Refuses one in use before anything costs time. Raises RunDirectoryError."""
+    from engine.storage.run_directory import RunDirectory
+
+    directory = config.run_dir or Path("runs") / f"{recipe}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+    with RunDirectory(directory, resume=config.resume) as opened:
+        opened.write_config(cli.unstructure(attrs.evolve(config, run_dir=directory, resume=False)))
+    cli.report_errors_in(directory)
+    return directory
+
+
+def settings(config: RunConfig, directory: Path) -> RunSettings:
+    """How the engine keeps this run."""
+    from actors import RunSettings
+
+    return RunSettings(directory, resume=config.resume, checkpoint_every=config.checkpoint_every)
+
+
+def tell(
+    directory: Path,
+    result: RunResult | None,
+    module: str,
+    *,
+    learnt: Callable[[Path], Sequence[str]] | None = None,
+) -> None:
+    """Says what was learnt, writes plot and report, says where everything lies, and how a stopped run goes on.
+
+    `result` None: it was stopped before training began. `module`: what `python -m` runs. `learnt`: the lines about the outcome; None: those of a
+    reinforcement-learning run.
+    """
+    from engine.telemetry.record import read_run
+    from engine.telemetry.report import write_report, write_reward_plot
+    from recipes import summary
+
+    if result is not None:
+        lines = learnt(directory) if learnt is not None else summary.learnt(read_run(directory))
+        print("\n".join(["", *lines, ""]))
+        if learnt is None:
+            print(f"plot      {write_reward_plot(directory)}")
+        print(f"report    {write_report(directory)}")
+    print(f"run       {directory}")
+    if result is None or result.ending == "stopped":
+        print(f"go on     python -m {module} --resume --run-dir {directory}")
