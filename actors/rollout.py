@@ -110,6 +110,7 @@ class Rollouts:
     def _give_back_failed(self, job: Job, error: GroupFailed) -> None:
         self._ledger.failed += 1
         self._ledger.failed_in_a_row += 1
+        self._ledger.add_mishaps(error.metrics)
         self._settle(job, "failed", error=str(error))
         if self._ledger.failed_in_a_row == self._failure_limit:
             raise GroupFailed(f"{self._failure_limit} groups in a row failed, the last one so: {error}") from error

@@ -106,6 +106,8 @@ class LedgerState:
     failed: int = 0
     constant_in_a_row: int = 0
     failed_in_a_row: int = 0
+    mishaps: Mapping[str, float] = attrs.field(factory=dict)
+    """Retries, and budgets that ran out by phase, since the last report."""
 
 
 @attrs.frozen
@@ -183,12 +185,20 @@ class RolloutLedger:
         """Groups given back for constant rewards since one was last fit to be trained."""
         self.failed_in_a_row = state.failed_in_a_row
         """Groups that failed since one was last played to its end."""
+        self._mishaps = dict(state.mishaps)
 
     def add(self, group: TrajectoryGroup) -> None:
         """Counts a played group."""
+        if group.metrics:
+            self.add_mishaps(group.metrics)
         sums = _sums_of(group)
         for tag in dict.fromkeys(("all", *group.tags)):
             self._tags.setdefault(tag, _Sums()).add(len(group.trajectories), sums)
+
+    def add_mishaps(self, counts: Mapping[str, float]) -> None:
+        """Counts what a group, played or failed, says of its retries and of budgets that ran out."""
+        for name, count in counts.items():
+            self._mishaps[name] = self._mishaps.get(name, 0.0) + count
 
     def take(self) -> RolloutLedger:
         """What was counted so far, as a ledger of its own; this one goes on from nothing."""
@@ -196,6 +206,7 @@ class RolloutLedger:
         taken._tags, self._tags = self._tags, {}
         taken.filtered, self.filtered = self.filtered, 0
         taken.failed, self.failed = self.failed, 0
+        taken._mishaps, self._mishaps = self._mishaps, {}
         return taken
 
     def metrics(self) -> dict[str, float]:
@@ -204,12 +215,15 @@ class RolloutLedger:
         for tag, sums in sorted(self._tags.items()):
             _write_tag(row, f"env/{tag}", sums)
         row["groups/filtered"], row["groups/failed"] = float(self.filtered), float(self.failed)
+        row.update((f"groups/{name}", count) for name, count in sorted(self._mishaps.items()))
         return row
 
     def state(self) -> LedgerState:
         """For a checkpoint."""
         tags = {tag: TagSums(sums.episodes, sums.groups, dict(sums.sums)) for tag, sums in self._tags.items()}
-        return LedgerState(tags, self.filtered, self.failed, self.constant_in_a_row, self.failed_in_a_row)
+        return LedgerState(
+            tags, self.filtered, self.failed, self.constant_in_a_row, self.failed_in_a_row, dict(self._mishaps)
+        )
 
 
 def _write_tag(row: dict[str, float], prefix: str, sums: _Sums) -> None:

@@ -21,15 +21,6 @@ class Runner(Protocol):
     async def __call__(self, functions: Sequence[Callable[[], Awaitable[T]]], /) -> list[T]: ...
 
 
-@contextmanager
-def within(seconds: float, what: str, began: float | None = None) -> Iterator[None]:
-    """Raises TimeoutError, saying what was too slow, when the block takes longer than `seconds` (since `began`)."""
-    with anyio.CancelScope(deadline=(anyio.current_time() if began is None else began) + seconds) as scope:
-        yield
-    if scope.cancelled_caught:
-        raise TimeoutError(f"{what} was not there within {seconds:g} s")
-
-
 def or_error(function: Callable[[], Awaitable[T]]) -> Callable[[], Awaitable[T | Exception]]:
     """The call, giving what it raised instead of raising it."""
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from engine.backends.values import Completion, ModelInput
 
-EndReason = Literal["done", "max_turns", "max_tokens", "time_limit", "context"]
-"""Why an episode ended: by the environment itself, or by one of the rollout's limits."""
+EndReason = Literal["done", "max_turns", "max_tokens", "time_limit", "turn_limit", "context"]
+"""Why an episode ended: by the environment itself, or by one of the rollout's limits (`time_limit`: the episode's wall clock, `turn_limit`: a turn's budget)."""
 
 
 @attrs.frozen
@@ -68,6 +68,7 @@ class TrajectoryGroup:
     tags: tuple[str, ...] = ()
     """What the problem is, for metrics by kind: `("arithmetic", "digits_2")`."""
     metrics: Mapping[str, float] = attrs.field(factory=dict)
+    """What happened to the group, counted: `retries`, `timeouts/<phase>`; those that are not 0."""
 
     @property
     def rewards_G(self) -> NDArray[np.float64]:  # noqa: N802  (array names end in dimension letters)

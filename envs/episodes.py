@@ -1,0 +1,196 @@
+"""How the members of one group are played: an episode's turns, and the one request of members that share a prompt."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Awaitable, Callable, Sequence
+
+import anyio
+import attrs
+
+from engine.backends.values import Completion, SampleRequest, SamplingParams
+from engine.runtime.seeds import derive_seed
+from engine.training.trajectories import EndReason, Trajectory, Turn
+from envs.budgets import BudgetOverrun, Tally, within
+from envs.contracts import Env, Observation, Policy, Step
+from envs.rollout_settings import RolloutLimits, RolloutSettings
+from envs.together import Runner, or_error
+
+
+@attrs.frozen
+class Players:
+    """How the members of one group are played, in one attempt."""
+
+    policy: Policy
+    settings: RolloutSettings
+    priority: float
+    seed: int
+    tally: Tally = attrs.field(factory=Tally)
+    interdependent: bool = False
+    """Members wait for one another, in `reset` and `step` too."""
+
+    def player(
+        self, env: Env, member: int, observation: Observation | None = None, began: float | None = None
+    ) -> Callable[[], Awaitable[Trajectory]]:
+        """Plays one member, from its reset or from an observation it has given already, in an episode that `began` then."""
+        return lambda: self.play(env, derive_seed(self.seed, member), observation, began)
+
+    async def for_shared_prompt(
+        self, envs: Sequence[Env], run: Runner, may_lose: bool
+    ) -> list[Callable[[], Awaitable[Trajectory]]]:
+        """One sampling request for all members of a single-turn group that see the same prompt; their own ones where they do not.
+
+        `may_lose`: a member whose reset fails is one that fails when it is played; otherwise its error is the group's.
+        """
+        wall_clock = self.settings.limits.wall_clock
+        if wall_clock is None:
+            return await self._for_shared_prompt(envs, run, may_lose, 0.0)
+        began = anyio.current_time()
+        with within(wall_clock, "episode", f"{type(envs[0]).__name__}: the first answer"):
+            return await self._for_shared_prompt(envs, run, may_lose, began)
+
+    async def _for_shared_prompt(
+        self, envs: Sequence[Env], run: Runner, may_lose: bool, began: float
+    ) -> list[Callable[[], Awaitable[Trajectory]]]:
+        resets = [self._reset_of(env) for env in envs]
+        observations: list[Observation | Exception] = await run(
+            [or_error(reset) for reset in resets] if may_lose else resets
+        )
+        live = [observation for observation in observations if not isinstance(observation, Exception)]
+        if not live:
+            return [_failing(error) for error in observations if isinstance(error, Exception)]
+        first = live[0]
+        if any(observation is not first and observation != first for observation in live):
+            return [
+                _failing(observation)
+                if isinstance(observation, Exception)
+                else self.player(env, member, observation, began)
+                for member, (env, observation) in enumerate(zip(envs, observations, strict=True))
+            ]
+        params = self.params(first, self.settings.limits.max_tokens)
+        if params is None:
+            raise ValueError(_too_long(first, self.settings.limits))
+        request = SampleRequest(first.prompt, params, self.seed, len(live), self.priority)
+        completions = iter(await self.policy.sample(request))
+        return [
+            _failing(observation)
+            if isinstance(observation, Exception)
+            else functools.partial(self._answer_once, env, first, next(completions), began)
+            for env, observation in zip(envs, observations, strict=True)
+        ]
+
+    def _reset_of(self, env: Env) -> Callable[[], Awaitable[Observation]]:
+        seconds = self.settings.limits.provision
+        if seconds is None or self.interdependent:
+            return env.reset
+
+        async def reset() -> Observation:
+            with within(seconds, "provision", f"{type(env).__name__}.reset"):
+                return await env.reset()
+
+        return reset
+
+    async def _answer_once(
+        self, env: Env, observation: Observation, completion: Completion, began: float
+    ) -> Trajectory:
+        wall_clock = self.settings.limits.wall_clock
+        if wall_clock is None:
+            turn, step = await self._turn(env, observation, completion)
+        else:
+            with within(wall_clock, "episode", f"{type(env).__name__}: the only turn", began):
+                turn, step = await self._turn(env, observation, completion)
+        if step is not None and step.observation is not None:
+            raise ValueError(
+                f"{type(env).__name__} is in a group declared single_turn, but went on after its first step"
+            )
+        end: EndReason = "turn_limit" if step is None else "done"
+        return Trajectory((turn,), end, self.settings.termination_rewards.get(end, 0.0))
+
+    async def _turn(self, env: Env, observation: Observation, completion: Completion) -> tuple[Turn, Step | None]:
+        """What an answer led to; no step when the env took longer over it than a turn may."""
+        limits = self.settings.limits
+        if limits.turn is None:
+            step = await env.step(completion)
+        else:
+            with anyio.move_on_after(limits.turn) as scope:
+                step = await env.step(completion)
+            if scope.cancelled_caught:
+                overrun = BudgetOverrun("turn", f"{type(env).__name__}.step", limits.turn)
+                if self.interdependent or limits.turn_overrun == "fail":
+                    raise overrun
+                self.tally.overrun("turn")
+                return Turn(observation.prompt, completion, 0.0, logs={"error": str(overrun)}), None
+        return Turn(observation.prompt, completion, float(step.reward), step.metrics, step.logs), step
+
+    async def play(
+        self, env: Env, seed: int, observation: Observation | None = None, began: float | None = None
+    ) -> Trajectory:
+        """One episode, which `began` now unless its reset is behind it."""
+        turns: list[Turn] = []
+        wall_clock = self.settings.limits.wall_clock
+        if wall_clock is None:
+            end = await self._play_turns(env, seed, observation, turns)
+        else:
+            end = "time_limit"
+            with anyio.CancelScope(deadline=(anyio.current_time() if began is None else began) + wall_clock) as scope:
+                end = await self._play_turns(env, seed, observation, turns)
+            if not turns:
+                raise BudgetOverrun("episode", f"{type(env).__name__}: the first turn", wall_clock)
+            if scope.cancelled_caught:
+                self.tally.overrun("episode")
+        return Trajectory(tuple(turns), end, self.settings.termination_rewards.get(end, 0.0))
+
+    async def _play_turns(self, env: Env, seed: int, observation: Observation | None, turns: list[Turn]) -> EndReason:
+        limits = self.settings.limits
+        if observation is None:
+            observation = await self._reset_of(env)()
+        tokens_left = limits.max_tokens
+        while True:
+            params = self.params(observation, tokens_left)
+            if params is None:
+                if not turns:
+                    raise ValueError(_too_long(observation, limits))
+                return "context"
+            request = SampleRequest(observation.prompt, params, derive_seed(seed, len(turns)), 1, self.priority)
+            (completion,) = await self.policy.sample(request)
+            turn, step = await self._turn(env, observation, completion)
+            turns.append(turn)
+            if step is None:
+                return "turn_limit"
+            if step.observation is None:
+                return "done"
+            observation = step.observation
+            if limits.max_turns is not None and len(turns) >= limits.max_turns:
+                return "max_turns"
+            if tokens_left is not None:
+                tokens_left -= len(completion.tokens)
+                if tokens_left <= 0:
+                    return "max_tokens"
+
+    def params(self, observation: Observation, tokens_left: int | None) -> SamplingParams | None:
+        """The sampling parameters of one answer; None when the context has no room for a single token."""
+        params = self.settings.sampling
+        max_tokens = params.max_tokens
+        if observation.max_tokens is not None:
+            max_tokens = min(max_tokens, observation.max_tokens)
+        if tokens_left is not None:
+            max_tokens = min(max_tokens, tokens_left)
+        if self.settings.limits.max_context is not None:
+            max_tokens = min(max_tokens, self.settings.limits.max_context - observation.prompt.length)
+        if max_tokens < 1:
+            return None
+        stop = observation.stop or params.stop
+        if max_tokens == params.max_tokens and stop is params.stop:
+            return params
+        return SamplingParams(max_tokens, params.temperature, params.top_p, params.top_k, stop)
+
+
+def _too_long(observation: Observation, limits: RolloutLimits) -> str:
+    return f"the first prompt has {observation.prompt.length} tokens: limits.max_context {limits.max_context} leaves no room for an answer"
+
+
+def _failing(error: Exception) -> Callable[[], Awaitable[Trajectory]]:
+    async def fail() -> Trajectory:
+        raise error
+
+    return fail
