@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from actors.learning import StopRequest
     from actors.prediction import LengthPredictor, RunningMean
     from actors.programs import RLSettings, train_rl, train_supervised
+    from actors.reference import ReferencePolicy, open_reference
     from actors.reports import Observer
     from actors.run import RunResult
     from actors.sampler import Sampler, SamplerSettings, SamplingFailed
     from actors.schedule import Schedule
+    from actors.scoring import Scorer, score_targets, with_reference_logprobs
 
 _HOMES = {
     "BatchDataset": "actors.batches",
@@ -26,6 +28,7 @@ _HOMES = {
     "LengthPredictor": "actors.prediction",
     "Observer": "actors.reports",
     "RLSettings": "actors.programs",
+    "ReferencePolicy": "actors.reference",
     "RunResult": "actors.run",
     "RunSettings": "actors.checkpoint",
     "RunningMean": "actors.prediction",
@@ -33,10 +36,14 @@ _HOMES = {
     "SamplerSettings": "actors.sampler",
     "SamplingFailed": "actors.sampler",
     "Schedule": "actors.schedule",
+    "Scorer": "actors.scoring",
     "StopRequest": "actors.learning",
     "group_evaluation": "actors.evaluator",
+    "open_reference": "actors.reference",
+    "score_targets": "actors.scoring",
     "train_rl": "actors.programs",
     "train_supervised": "actors.programs",
+    "with_reference_logprobs": "actors.scoring",
 }
 
 __all__ = [
@@ -45,6 +52,7 @@ __all__ = [
     "LengthPredictor",
     "Observer",
     "RLSettings",
+    "ReferencePolicy",
     "RunResult",
     "RunSettings",
     "RunningMean",
@@ -52,10 +60,14 @@ __all__ = [
     "SamplerSettings",
     "SamplingFailed",
     "Schedule",
+    "Scorer",
     "StopRequest",
     "group_evaluation",
+    "open_reference",
+    "score_targets",
     "train_rl",
     "train_supervised",
+    "with_reference_logprobs",
 ]
 
 

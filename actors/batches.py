@@ -1,12 +1,12 @@
 """Supervised training's source and feed: batches built ahead of the trainer.
 
-BatchSource   consumes: the dataset    produces: batches     waits for: room in the channel
+BatchSource   consumes: the dataset    produces: batches     waits for: room in the channel, what prepares a batch
 BatchFeed     consumes: batches        produces: datums      waits for: a batch
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 import anyio
@@ -40,15 +40,41 @@ class BatchCursor:
 class BatchSource:
     """Builds the batches of steps `first` to `steps` − 1, as far ahead as the channel has room."""
 
-    def __init__(self, batches: BatchDataset, first: int, steps: int) -> None:
+    def __init__(
+        self,
+        batches: BatchDataset,
+        first: int,
+        steps: int,
+        prepare: Callable[[Sequence[Datum]], Awaitable[Sequence[Datum]]] | None = None,
+    ) -> None:
+        """`prepare` completes a batch, with what has to be asked for, on the event loop."""
         self._batches = batches
         self._first = first
         self._steps = steps
+        self._prepare = prepare
 
     async def run(self, batches: Sender[list[Datum]]) -> None:
         """Sends one batch a step."""
         for step in range(self._first, self._steps):
-            await batches.send(await offload(self._build, step % len(self._batches)))
+            index = step % len(self._batches)
+            batch = await offload(self._build, index)
+            if self._prepare is not None:
+                batch = await self._prepared(index, batch, self._prepare)
+            await batches.send(batch)
+
+    async def _prepared(
+        self, index: int, batch: list[Datum], prepare: Callable[[Sequence[Datum]], Awaitable[Sequence[Datum]]]
+    ) -> list[Datum]:
+        try:
+            prepared = list(await prepare(batch))
+        except Exception as error:
+            error.add_note(f"while batch {index} of {len(self._batches)} was prepared")
+            raise
+        if not prepared:
+            raise ValueError(
+                f"nothing was left of batch {index} of {len(self._batches)} when it was prepared: there is nothing to take a step on"
+            )
+        return prepared
 
     def _build(self, index: int) -> list[Datum]:
         try:

@@ -12,7 +12,8 @@ Synchronous, streaming and asynchronous RL are the same program at different set
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 import attrs
@@ -28,6 +29,7 @@ from actors.rollout import Rollouts
 from actors.run import Run, RunResult, open_run
 from actors.sampler import SamplerSettings
 from actors.schedule import Schedule
+from actors.scoring import Scorer
 from actors.source import ProblemStream, Source
 from actors.trainer import Trainer
 from actors.work import FinishedGroup, Job, Journal, RLWork, RolloutLedger, UnderWay
@@ -44,6 +46,9 @@ from envs.rollout import RolloutSettings
 
 REPORTS = 64
 """Reports under way to the logger; a slow disk holds the trainer up rather than filling memory."""
+
+Prepare = Callable[[Sequence[Datum], Scorer], Awaitable[Sequence[Datum]]]
+"""Completes a batch ahead of the trainer, with the help of a scorer: `actors.scoring.with_reference_logprobs`, or a function of your own."""
 
 _at_least_one: Any = attrs.validators.optional(attrs.validators.ge(1))
 
@@ -143,12 +148,18 @@ async def train_supervised(
     tracer: Tracer | None = None,
     prefetch: int = 4,
     ahead: int = 1,
+    prepare: Prepare | None = None,
+    reference: Scorer | None = None,
 ) -> RunResult:
     """Supervised learning on `backend`: step i trains on `batches[i modulo its length]`.
 
     Args:
         steps: optimizer steps in all; None: one walk over the batches.
-        prefetch: batches built before they are needed.
+        prefetch: batches built, and prepared, before they are needed.
+        prepare: completes each batch while earlier ones are trained: `prepare(batch, reference)`. A resumed run prepares again what was prepared and
+            not trained, so the same batch must give the same result.
+        reference: what `prepare` scores with. None: the run's reference policy, which is the backend's weights before the run trains anything; it lies in the
+            run directory, and a resumed run goes on with that one.
         ahead: further steps submitted before a step's results are awaited. A resumed run repeats and skips no batch, whatever this is.
 
     The other arguments, and what is raised, as for `train_rl`.
@@ -161,10 +172,21 @@ async def train_supervised(
     fixed = {"batches": len(batches)}
     with open_run(run, backend, None, observers, tracer) as opened:
         await opened.restore(BatchCursor, fixed)
-        actors = _SupervisedActors(opened, batches, steps, prefetch)
-        learning = LearningSettings(loss, optimizer or AdamParams(), learning_rate)
-        ending = await _run(opened, actors.feed, learning, steps, evaluations, stop, actors, fixed, ahead=ahead)
+        async with AsyncExitStack() as held:
+            prepared = None
+            if prepare is not None:
+                if reference is None:
+                    reference = await held.enter_async_context(opened.reference())
+                prepared = _scoring_with(prepare, reference)
+            source = BatchSource(batches, opened.first_step, steps, prepared)
+            actors = _SupervisedActors(opened, source, prefetch)
+            learning = LearningSettings(loss, optimizer or AdamParams(), learning_rate)
+            ending = await _run(opened, actors.feed, learning, steps, evaluations, stop, actors, fixed, ahead=ahead)
         return await opened.result(ending)
+
+
+def _scoring_with(prepare: Prepare, scorer: Scorer) -> Callable[[Sequence[Datum]], Awaitable[Sequence[Datum]]]:
+    return lambda data: prepare(data, scorer)
 
 
 class _RLActors:
@@ -263,10 +285,10 @@ class _SupervisedActors:
 
     publish_every_step = False
 
-    def __init__(self, run: Run, batches: BatchDataset, steps: int, prefetch: int) -> None:
+    def __init__(self, run: Run, source: BatchSource, prefetch: int) -> None:
         self._batches: Channel[list[Datum]] = Channel("batches", prefetch)
         self._end = self._batches.receiver()
-        self._source = BatchSource(batches, run.first_step, steps)
+        self._source = source
         self.feed = BatchFeed(self._end, run.first_step)
 
     def declare(self, program: Program) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, ExitStack, closing, contextmanager, suppress
 from typing import Any, TypeVar
 
 import attrs
@@ -11,6 +11,7 @@ import structlog
 
 from actors.checkpoint import CheckpointCutter, RunSettings, restore
 from actors.logger import Logger
+from actors.reference import ReferencePolicy, open_reference
 from actors.reports import EvaluationReport, Observer
 from actors.sampler import Sampler, SamplerSettings, SamplerStatistics
 from engine.backends.ports import Backend, Snapshot
@@ -60,6 +61,8 @@ class Run:
         self.tracer = tracer
         self.store = CheckpointStore(directory, settings.keep_checkpoints) if directory is not None else None
         self.logger = Logger(directory, self.store, observers, tracer)
+        self.resumed = False
+        """It goes on from a checkpoint."""
         self.first_step = 0
         self.elapsed = 0.0
         self.pending_evaluations: set[tuple[int, str]] = set()
@@ -87,6 +90,7 @@ class Run:
         await self._serve(restored.snapshots.values() if restored is not None else ())
         if restored is not None and self.directory is not None:
             state = restored.state
+            self.resumed = True
             self.first_step, self.elapsed = state.version, state.elapsed
             self.pending_evaluations.update(state.pending_evaluations)
             await offload(self._rewind, state.version, state.pending_evaluations)
@@ -117,6 +121,11 @@ class Run:
             raise
         for snapshot in older:
             self.sampler.publish(snapshot)
+
+    def reference(self) -> AbstractAsyncContextManager[ReferencePolicy]:
+        """The weights that the run began with. Open it after `restore`, before anything is trained."""
+        directory = self.directory.path if self.directory is not None else None
+        return open_reference(self.backend, directory, resumed=self.resumed)
 
     def keep_events(self, events: Sequence[Mapping[str, Any]]) -> None:
         """Appends what the journal holds since the last step's report, now that nobody writes any more."""
