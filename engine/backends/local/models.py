@@ -76,7 +76,7 @@ def tiny_llama(
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
     with _in_one_piece(Path(directory)) as partial:
-        _quiet_transformers()
+        quiet_transformers()
         model.save_pretrained(partial)
         tokenizer.save(str(partial / "tokenizer.json"))
         (partial / "tokenizer_config.json").write_text(
@@ -132,7 +132,7 @@ def smollm2() -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    _quiet_transformers()
+    quiet_transformers()
     with _in_one_piece(target) as partial:
         model = AutoModelForCausalLM.from_pretrained(
             source, gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
@@ -153,7 +153,7 @@ def load(model: str | Path, dtype: str) -> tuple[PreTrainedModel, LocalTokenizer
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if dtype not in kinds:
         raise BackendError(f"dtype {dtype!r} is not one of {', '.join(kinds)}")
-    _quiet_transformers()
+    quiet_transformers()
     source = smollm2() if model == "smollm2" else model
     if not Path(source).exists() and (
         isinstance(source, Path) or source.startswith((".", "/", "~")) or source.count("/") > 1
@@ -187,7 +187,7 @@ def _load_tokenizer(source: str | Path) -> LocalTokenizer:
     return LocalTokenizer(inner)
 
 
-def _quiet_transformers() -> None:
+def quiet_transformers() -> None:
     """No progress bars for loading: they would run into the recipe's own display."""
     from transformers.utils import logging
 
