@@ -23,6 +23,7 @@ import attrs
 from actors.schedule import Schedule
 from envs.arithmetic import Difficulty
 from recipes import cli, runs
+from recipes.learning_rates import LearningRateConfig
 from recipes.models import TINY, OpenedModel
 from recipes.ports import DEFAULT, Ports
 
@@ -48,8 +49,8 @@ class Config(runs.RunConfig):
     """Problems shown with their answers before each question."""
     warm_up: int = attrs.field(default=250, validator=attrs.validators.ge(0))
     """Supervised steps before, of the tiny model."""
-    learning_rate: float = attrs.field(default=1e-3, validator=attrs.validators.gt(0.0))
-    """Of AdamW, reached after three steps, falling to 0 at the end."""
+    learning_rate: LearningRateConfig = attrs.field(factory=lambda: LearningRateConfig(peak=1e-3, warmup_steps=3))
+    """The learning rate over the run."""
     grad_clip: float = attrs.field(default=1.0, validator=attrs.validators.ge(0.0))
     """Largest norm of a step's gradient, which is a sum over tokens; 0: no limit."""
     loss: str | None = None
@@ -71,7 +72,7 @@ FOR_REAL_MODELS: dict[str, Any] = {
     "difficulty": Difficulty(digits=1),
     "examples": 3,
     "warm_up": 0,
-    "learning_rate": 5e-4,
+    "learning_rate": LearningRateConfig(peak=5e-4, warmup_steps=3),
     "max_tokens": 8,
     "lora_rank": 16,
     "threads": None,
@@ -162,14 +163,13 @@ async def _train(config: Config, directory: Path, opened: OpenedModel, stop: Sto
 def _settings(config: Config) -> RLSettings:
     from actors import RLSettings
     from engine.backends.values import AdamParams, Loss, SamplingParams
-    from engine.training.schedules import LearningRateSchedule
     from envs.rollout import RolloutSettings
 
     return RLSettings(
         rollout=RolloutSettings(sampling=SamplingParams(max_tokens=config.max_tokens)),
         loss=None if config.loss is None else Loss(config.loss),
-        optimizer=AdamParams(config.learning_rate, grad_clip_norm=config.grad_clip),
-        learning_rate=LearningRateSchedule("linear", min(3, config.steps - 1)).over(config.steps),
+        optimizer=AdamParams(config.learning_rate.peak_for(config), grad_clip_norm=config.grad_clip),
+        learning_rate=config.learning_rate.over(config.steps),
         drop_constant_groups=config.drop_constant_groups,
         samples_per_step=4,
         seed=config.seed,
