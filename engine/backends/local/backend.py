@@ -18,13 +18,15 @@ import attrs
 import numpy as np
 import torch
 
+from engine.backends.checks import check_input, check_sampling
 from engine.backends.errors import BackendError, RequestRejected, UnusableState
+from engine.backends.futures import wait_for
 from engine.backends.local.assembly import Assembly
 from engine.backends.local.losses import LOSSES, check_data, check_loss
 from engine.backends.local.packing import apart
 from engine.backends.local.sampler import SamplerThread, Ticket, Weights
 from engine.backends.local.states import read, write
-from engine.backends.local.threads import Job, WorkQueue, wait_for
+from engine.backends.local.threads import Job, WorkQueue
 from engine.backends.local.tokenizer import LocalTokenizer
 from engine.backends.local.trainer import Pass, Trainer
 from engine.backends.ports import Capabilities, Snapshot
@@ -33,12 +35,13 @@ from engine.backends.values import (
     Completion,
     Datum,
     ForwardBackwardResult,
-    ImageChunk,
     Logprobs,
     Loss,
     ModelInput,
     SampleRequest,
 )
+
+_TEXT_ONLY = "the local backend reads text only"
 
 
 class LocalSnapshot:
@@ -215,8 +218,8 @@ class LocalBackend:
         end-of-text token does when it is listed.
         """
         weights = self._weights(snapshot)
-        self._check_input("prompt", request.prompt)
-        _check_params(request)
+        check_input("prompt", request.prompt, vocab_size=self._assembly.vocab_size, no_images=_TEXT_ONLY)
+        check_sampling(request.params)
         length, context = request.prompt.length, self._assembly.max_context
         if context is not None and length >= context:
             raise RequestRejected(
@@ -234,7 +237,7 @@ class LocalBackend:
     async def compute_logprobs(self, snapshot: Snapshot, sequence: ModelInput) -> Logprobs:
         """Log-probability of every token given those before it, shape (T,); position 0 is NaN."""
         weights = self._weights(snapshot)
-        self._check_input("sequence", sequence)
+        check_input("sequence", sequence, vocab_size=self._assembly.vocab_size, no_images=_TEXT_ONLY)
         tokens_T = sequence.tokens
         context = self._assembly.max_context
         if context is not None and len(tokens_T) > context:
@@ -312,23 +315,3 @@ class LocalBackend:
                 f"this snapshot (version {snapshot.version}) is not live: it was released, or is of another backend"
             )
         return weights
-
-    def _check_input(self, field: str, value: ModelInput) -> None:
-        if any(isinstance(chunk, ImageChunk) for chunk in value.chunks):
-            raise RequestRejected(f"{field}: it holds an image; the local backend reads text only")
-        tokens_T = value.tokens
-        if len(tokens_T) == 0:
-            raise RequestRejected(f"{field}: it is empty; the model needs at least one token")
-        low, high = int(tokens_T.min()), int(tokens_T.max())
-        if low < 0 or high >= self._assembly.vocab_size:
-            raise RequestRejected(
-                f"{field}: token id {low if low < 0 else high}; the vocabulary ends at {self._assembly.vocab_size - 1}"
-            )
-
-
-def _check_params(request: SampleRequest) -> None:
-    params = request.params
-    if params.top_k == 0 or params.top_k < -1:
-        raise RequestRejected(f"params.top_k: {params.top_k}; it must be -1 (no limit) or at least 1")
-    if "" in params.stop:
-        raise RequestRejected("params.stop: an empty string would end every completion at once")

@@ -26,8 +26,9 @@ import attrs
 import numpy as np
 
 from engine.backends.errors import BackendError
+from engine.backends.futures import wait_for
 from engine.backends.local.models import require_torch
-from engine.backends.local.threads import WorkQueue, wait_for
+from engine.backends.local.threads import WorkQueue
 from engine.retrieval.ports import Embeddings, Purpose
 
 Pooling = Literal["mean", "cls", "last"]

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import attrs
 import numpy as np
-from numpy.typing import NDArray
 
+from engine.backends.checks import check_datums
 from engine.backends.errors import RequestRejected
 from engine.backends.local import loss_formulas as formulas
 from engine.backends.local.loss_formulas import LossFunction
-from engine.backends.values import Datum, ImageChunk, Loss
+from engine.backends.values import Datum, Loss
 
 
 @attrs.frozen
@@ -92,54 +92,12 @@ def check_loss(loss: Loss) -> tuple[LossSpec, dict[str, float]]:
 
 def check_data(data: Sequence[Datum], loss: Loss, spec: LossSpec, vocab_size: int, max_context: int | None) -> None:
     """Raises RequestRejected, naming the datum's index and the field, for the first datum that does not fit the loss."""
-    if not data:
-        raise RequestRejected("no datums were given: a pass needs at least one")
-    if spec.pairs and len(data) % 2:
-        raise RequestRejected(
-            f"the loss {loss.name!r} takes datums in pairs, but there are {len(data)}: datum {len(data) - 1} is alone"
-        )
-    for index, datum in enumerate(data):
-        _check_input(index, datum, vocab_size, max_context)
-        length = datum.model_input.length
-        for field in ("target_tokens", *spec.reads):
-            values = datum.loss_inputs.get(field)
-            if values is None:
-                raise RequestRejected(
-                    f"datum {index}: loss_inputs has no {field!r}, which the loss {loss.name!r} reads"
-                )
-            _check_array(index, field, np.asarray(values), length)
-        _check_ids(index, "target_tokens", np.asarray(datum.loss_inputs["target_tokens"]), vocab_size)
-
-
-def _check_input(index: int, datum: Datum, vocab_size: int, max_context: int | None) -> None:
-    if any(isinstance(chunk, ImageChunk) for chunk in datum.model_input.chunks):
-        raise RequestRejected(f"datum {index}: model_input holds an image; the local backend trains on text only")
-    length = datum.model_input.length
-    if length == 0:
-        raise RequestRejected(f"datum {index}: model_input is empty")
-    if max_context is not None and length > max_context:
-        raise RequestRejected(f"datum {index}: model_input has {length} tokens; the model takes at most {max_context}")
-    _check_ids(index, "model_input", datum.model_input.tokens, vocab_size)
-
-
-def _check_array(index: int, field: str, values_T: NDArray[np.generic], length: int) -> None:
-    if values_T.shape != (length,):
-        raise RequestRejected(
-            f"datum {index}: {field!r} has shape {values_T.shape}, but model_input has {length} tokens: it must be ({length},)"
-        )
-    if values_T.dtype.kind not in "iufb":
-        raise RequestRejected(f"datum {index}: {field!r} holds {values_T.dtype}, not numbers")
-    if values_T.dtype.kind == "f" and not np.isfinite(values_T).all():
-        position = int(np.flatnonzero(~np.isfinite(values_T))[0])
-        raise RequestRejected(
-            f"datum {index}: {field!r} is {values_T[position]} at position {position}, not a finite number"
-        )
-
-
-def _check_ids(index: int, field: str, ids_T: NDArray[np.generic], vocab_size: int) -> None:
-    if ids_T.dtype.kind not in "iu":
-        raise RequestRejected(f"datum {index}: {field!r} holds {ids_T.dtype}, not token ids")
-    low, high = int(ids_T.min()), int(ids_T.max())
-    if low < 0 or high >= vocab_size:
-        wrong = low if low < 0 else high
-        raise RequestRejected(f"datum {index}: {field!r} has token id {wrong}; the vocabulary ends at {vocab_size - 1}")
+    check_datums(
+        data,
+        loss.name,
+        spec.reads,
+        vocab_size=vocab_size,
+        max_context=max_context,
+        no_images="the local backend trains on text only",
+        pairs=spec.pairs,
+    )

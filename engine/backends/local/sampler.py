@@ -26,8 +26,8 @@ from engine.backends.errors import BackendError
 from engine.backends.local.draws import RandomStream, Rules, choose
 from engine.backends.local.network import Bound, DecodeBatch, Prefix
 from engine.backends.local.packing import plan
-from engine.backends.local.stops import StopWatch
 from engine.backends.local.threads import CLOSED
+from engine.backends.stops import StopWatch
 from engine.backends.values import Completion, SampleRequest, StopReason
 
 _PREFILL_TOKENS = 2048

@@ -11,50 +11,18 @@ loop's thread-safe entry. Work that raises fails its own job and the thread goes
 
 from __future__ import annotations
 
-import asyncio
 import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
-import anyio
-import anyio.lowlevel
-import trio
-
 from engine.backends.errors import BackendError
+from engine.backends.futures import wait_for
 
 T = TypeVar("T")
 
 CLOSED = "the local backend was closed before this work was done"
-
-
-def _thread_safe_call() -> Callable[[Callable[[], None]], None]:
-    """A function that any thread may use to run a callback in the event loop of the current task."""
-    if trio.lowlevel.in_trio_run():
-        enter: Callable[[Callable[[], None]], Any] = trio.lowlevel.current_trio_token().run_sync_soon
-    else:
-        enter = asyncio.get_running_loop().call_soon_threadsafe
-
-    def call(callback: Callable[[], None]) -> None:
-        try:
-            enter(callback)
-        except RuntimeError:  # the loop has ended; so has whoever waited (trio.RunFinishedError is a RuntimeError)
-            return
-
-    return call
-
-
-async def wait_for(future: Future[T]) -> T:
-    """The result of a thread's `future`, or what it failed with. Cancelling the wait leaves the work alone."""
-    if future.done():
-        await anyio.lowlevel.checkpoint()
-    else:
-        finished = anyio.Event()
-        call = _thread_safe_call()
-        future.add_done_callback(lambda _: call(finished.set))
-        await finished.wait()
-    return future.result()
 
 
 class Job(Generic[T]):

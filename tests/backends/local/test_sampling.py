@@ -24,8 +24,8 @@ torch = pytest.importorskip("torch")
 from engine.backends.local.draws import RandomStream, Rules, choose  # noqa: E402
 from engine.backends.local.llama import BoundLlama  # noqa: E402
 from engine.backends.local.llama_batch import LlamaBatch  # noqa: E402
-from engine.backends.local.stops import StopWatch  # noqa: E402
 from engine.backends.local.tokenizer import LocalTokenizer  # noqa: E402
+from engine.backends.stops import StopWatch  # noqa: E402
 
 pytestmark = pytest.mark.local
 
