@@ -39,6 +39,15 @@ class Step:
     """For people: JSON values shown in samples and reports."""
 
 
+@attrs.frozen
+class GroupGrade:
+    """What comparing a group's members gave, with figures to report: a reward and metrics for each member."""
+
+    rewards: Sequence[float]
+    metrics: Sequence[Mapping[str, float]] = ()
+    """In the members' order; empty: none."""
+
+
 class Env(Protocol):
     """One episode."""
 
@@ -67,8 +76,8 @@ class GroupBuilder:
         """The members of the group, at least one."""
         raise NotImplementedError(f"{type(self).__name__} must define make_envs()")
 
-    async def group_rewards(self, trajectories: Sequence[Trajectory]) -> Sequence[float] | None:  # noqa: ARG002
-        """A reward for each member from comparing all of them, added to their own; None: nothing to add."""
+    async def group_rewards(self, trajectories: Sequence[Trajectory]) -> Sequence[float] | GroupGrade | None:  # noqa: ARG002
+        """A reward for each member from comparing all of them, added to their own; None: nothing to add. A `GroupGrade` adds metrics to the episodes too."""
         return None
 
     async def cleanup(self) -> None:

@@ -17,7 +17,7 @@ import attrs
 from engine.runtime.seeds import derive_seed
 from engine.training.trajectories import Trajectory, TrajectoryGroup
 from envs.budgets import BudgetOverrun, Tally, within
-from envs.contracts import Env, GroupBuilder, Policy
+from envs.contracts import Env, GroupBuilder, GroupGrade, Policy
 from envs.episodes import Players
 from envs.rollout_settings import FailFast, FailurePolicy, MinViable, Retry, RolloutLimits, RolloutSettings
 from envs.together import Runner, or_error, quickly, single, together
@@ -95,18 +95,31 @@ async def _play_once(builder: GroupBuilder, players: Players) -> TrajectoryGroup
         with within(limits.grading, "grading", f"group_rewards of group {_title(builder)}"):
             extra = await builder.group_rewards(trajectories)
         if extra is not None:
-            if len(extra) != len(trajectories):
-                raise ValueError(
-                    f"group_rewards of group {_title(builder)} gave {len(extra)} rewards for {len(trajectories)} members"
-                )
-            trajectories = [
-                attrs.evolve(trajectory, final_reward=trajectory.final_reward + float(reward))
-                for trajectory, reward in zip(trajectories, extra, strict=True)
-            ]
+            trajectories = _with_grade(
+                builder, trajectories, extra if isinstance(extra, GroupGrade) else GroupGrade(extra)
+            )
         _check_rewards(builder, trajectories)
     finally:
         await _cleanup(builder, players.settings, tally)
     return TrajectoryGroup(tuple(trajectories), tuple(builder.tags), tally.metrics())
+
+
+def _with_grade(builder: GroupBuilder, trajectories: Sequence[Trajectory], grade: GroupGrade) -> list[Trajectory]:
+    for what, given in (("rewards", grade.rewards), ("metrics", grade.metrics)):
+        if len(given) != len(trajectories) and (what == "rewards" or len(given)):
+            raise ValueError(
+                f"group_rewards of group {_title(builder)} gave {len(given)} {what} for {len(trajectories)} members"
+            )
+    return [
+        attrs.evolve(
+            trajectory,
+            final_reward=trajectory.final_reward + float(reward),
+            metrics={**trajectory.metrics, **metrics} if metrics else trajectory.metrics,
+        )
+        for trajectory, reward, metrics in zip(
+            trajectories, grade.rewards, grade.metrics or [{}] * len(trajectories), strict=True
+        )
+    ]
 
 
 def _check_rewards(builder: GroupBuilder, trajectories: Sequence[Trajectory]) -> None:

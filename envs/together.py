@@ -77,6 +77,15 @@ async def together(functions: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
     return results  # type: ignore[return-value]  # every store has run
 
 
+async def alike(functions: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
+    """As `together`, for calls that fail for like reasons: of errors that come at once, the first is raised, never a group."""
+    try:
+        return await together(functions)
+    except ExceptionGroup as errors:
+        error = single(errors)
+        raise error from error.__cause__
+
+
 @types.coroutine
 def _noticing(awaitable: Awaitable[T], waits: Callable[[], None]) -> Generator[Any, Any, T]:
     """Awaits; calls `waits()` just before the awaitable waits for the first time, if it ever does."""

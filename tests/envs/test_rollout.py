@@ -14,7 +14,7 @@ import pytest
 from engine.backends import Completion, ModelInput, SampleRequest, SamplingParams
 from engine.runtime.testing import every_cancellation, schedules, simulate
 from engine.training.trajectories import Trajectory, TrajectoryGroup
-from envs.contracts import Env, GroupBuilder, Observation, Step
+from envs.contracts import Env, GroupBuilder, GroupGrade, Observation, Step
 from envs.rollout import (
     FailFast,
     GroupFailed,
@@ -439,6 +439,10 @@ def test_group_rewards_are_added_to_the_members_own() -> None:
     ("group", "message"),
     [
         (Group(extra=[1.0, 2.0]), r"group_rewards of group Group\['kind'\] gave 2 rewards for 3 members"),
+        (
+            Group(extra=GroupGrade([1.0, 2.0, 3.0], [{}])),
+            r"group_rewards of group Group\['kind'\] gave 1 metrics for 3 members",
+        ),
         (Group(extra=[1.0, math.nan, 0.0]), r"member 1 of group Group\['kind'\] has the reward nan: rewards must be"),
         (
             Group(lambda member, attempt: Scripted(member, reward=math.inf if member == 2 else 1.0), tags=()),
@@ -454,6 +458,12 @@ def test_group_rewards_are_added_to_the_members_own() -> None:
 def test_wrong_groups_are_told_so_that_a_person_can_mend_them(group: Group, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         played(group, failure=FailFast())
+
+
+def test_a_group_grade_adds_rewards_and_metrics() -> None:
+    group = played(Group(extra=GroupGrade((0.5, 0.0, -0.5), ({"wins": 2.0}, {}, {"wins": 0.0}))))
+    assert group.rewards_G.tolist() == [1.5, 1.0, 0.5]
+    assert [trajectory.metrics for trajectory in group.trajectories] == [{"wins": 2.0}, {}, {"wins": 0.0}]
 
 
 def test_constant_groups() -> None:
