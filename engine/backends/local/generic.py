@@ -33,7 +33,10 @@ class GenericNetwork:
     def __init__(self, module: nn.Module, names: Mapping[str, str]) -> None:
         self.module = module
         self._names = names
-        self.narrow = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(module.forward).parameters else {}
+        takes = inspect.signature(module.forward).parameters
+        self.narrow = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+        # transformers 5.24 gave the argument, and the output's field, a new name; some models of one's own still have the old one.
+        self.cache_name = "cache" if "cache" in takes else "past_key_values"
 
     def for_another_thread(self) -> GenericNetwork:
         """The same network in a module of its own; parameters and buffers are shared."""
@@ -59,8 +62,9 @@ class BoundGeneric:
 
     def call_cached(self, tokens_B_T: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """Reads tokens behind what `cache` holds; gives what follows the last, logits_B_V, and the cache."""
-        output = self.call(input_ids=tokens_B_T, past_key_values=cache, use_cache=True, **self._network.narrow)
-        cache = getattr(output, "past_key_values", None)
+        name = self._network.cache_name
+        output = self.call(input_ids=tokens_B_T, use_cache=True, **{name: cache}, **self._network.narrow)
+        cache = getattr(output, name, None)
         if cache is None:
             kind = type(self._network.module).__name__
             raise BackendError(f"{kind} keeps no key-value cache that can be handed on, which sampling here needs")
