@@ -33,7 +33,8 @@ class GenericNetwork:
     def __init__(self, module: nn.Module, names: Mapping[str, str]) -> None:
         self.module = module
         self._names = names
-        takes = inspect.signature(module.forward).parameters
+        get_base_model: Any = getattr(module, "get_base_model", None)  # peft's wrapper takes anything
+        takes = inspect.signature((get_base_model() if get_base_model else module).forward).parameters
         self.narrow = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         # transformers 5.24 gave the argument, and the output's field, a new name; some models of one's own still have the old one.
         self.cache_name = "cache" if "cache" in takes else "past_key_values"
