@@ -65,7 +65,8 @@ class GroupBuilder:
 
     `tags` name the kind of problem in metrics. `single_turn` promises that every env ends at its first step: members that then share a
     prompt are asked for in one sampling request. `interdependent` says that members wait for one another (players of one
-    game), so that one that fails takes the others with it whatever the failure policy.
+    game), so that one that fails takes the others with it whatever the failure policy, and a limit that ends one ends them all (`group_limit`;
+    `group_rewards` sees who ended how).
     """
 
     tags: tuple[str, ...] = ()

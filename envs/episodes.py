@@ -17,6 +17,28 @@ from envs.rollout_settings import RolloutLimits, RolloutSettings
 from envs.together import Runner, or_error
 
 
+class Ties:
+    """Holds members together that wait for one another: a limit that ends one ends all, or somebody would wait for it for ever."""
+
+    def __init__(self) -> None:
+        self._scopes: list[anyio.CancelScope] = []
+        self.cut = False
+
+    def scope(self) -> anyio.CancelScope:
+        """For one member's episode."""
+        scope = anyio.CancelScope()
+        if self.cut:
+            scope.cancel()
+        self._scopes.append(scope)
+        return scope
+
+    def end_all(self) -> None:
+        """Ends the episodes that are still played."""
+        self.cut = True
+        for scope in self._scopes:
+            scope.cancel()
+
+
 @attrs.frozen
 class Players:
     """How the members of one group are played, in one attempt."""
@@ -26,8 +48,8 @@ class Players:
     priority: float
     seed: int
     tally: Tally = attrs.field(factory=Tally)
-    interdependent: bool = False
-    """Members wait for one another, in `reset` and `step` too."""
+    ties: Ties | None = None
+    """Of members that wait for one another, in `reset` and `step` too; None: they do not."""
 
     def player(
         self, env: Env, member: int, observation: Observation | None = None, began: float | None = None
@@ -81,7 +103,7 @@ class Players:
 
     def _reset_of(self, env: Env) -> Callable[[], Awaitable[Observation]]:
         seconds = self.settings.limits.provision
-        if seconds is None or self.interdependent:
+        if seconds is None or self.ties is not None:
             return env.reset
 
         async def reset() -> Observation:
@@ -116,7 +138,7 @@ class Players:
                 step = await env.step(completion)
             if scope.cancelled_caught:
                 overrun = BudgetOverrun("turn", f"{type(env).__name__}.step", limits.turn)
-                if self.interdependent or limits.turn_overrun == "fail":
+                if self.ties is not None or limits.turn_overrun == "fail":
                     raise overrun
                 self.tally.overrun("turn")
                 return Turn(observation.prompt, completion, 0.0, logs={"error": str(overrun)}), None
@@ -127,18 +149,32 @@ class Players:
     ) -> Trajectory:
         """One episode, which `began` now unless its reset is behind it."""
         turns: list[Turn] = []
+        if self.ties is None:
+            end = await self._play_within(env, seed, observation, began, turns)
+        else:
+            end = "group_limit"
+            with self.ties.scope():
+                end = await self._play_within(env, seed, observation, began, turns)
+                if end != "done":
+                    self.ties.end_all()
+            if not turns:
+                raise TimeoutError(f"{type(env).__name__}: a limit ended another member before this one's first turn")
+        return Trajectory(tuple(turns), end, self.settings.termination_rewards.get(end, 0.0))
+
+    async def _play_within(
+        self, env: Env, seed: int, observation: Observation | None, began: float | None, turns: list[Turn]
+    ) -> EndReason:
         wall_clock = self.settings.limits.wall_clock
         if wall_clock is None:
+            return await self._play_turns(env, seed, observation, turns)
+        end: EndReason = "time_limit"
+        with anyio.CancelScope(deadline=(anyio.current_time() if began is None else began) + wall_clock) as scope:
             end = await self._play_turns(env, seed, observation, turns)
-        else:
-            end = "time_limit"
-            with anyio.CancelScope(deadline=(anyio.current_time() if began is None else began) + wall_clock) as scope:
-                end = await self._play_turns(env, seed, observation, turns)
-            if not turns:
-                raise BudgetOverrun("episode", f"{type(env).__name__}: the first turn", wall_clock)
-            if scope.cancelled_caught:
-                self.tally.overrun("episode")
-        return Trajectory(tuple(turns), end, self.settings.termination_rewards.get(end, 0.0))
+        if not turns:
+            raise BudgetOverrun("episode", f"{type(env).__name__}: the first turn", wall_clock)
+        if scope.cancelled_caught:
+            self.tally.overrun("episode")
+        return end
 
     async def _play_turns(self, env: Env, seed: int, observation: Observation | None, turns: list[Turn]) -> EndReason:
         limits = self.settings.limits
@@ -153,8 +189,7 @@ class Players:
                 return "context"
             request = SampleRequest(observation.prompt, params, derive_seed(seed, len(turns)), 1, self.priority)
             (completion,) = await self.policy.sample(request)
-            turn, step = await self._turn(env, observation, completion)
-            turns.append(turn)
+            step = await self._take_turn(env, observation, completion, turns)
             if step is None:
                 return "turn_limit"
             if step.observation is None:
@@ -166,6 +201,18 @@ class Players:
                 tokens_left -= len(completion.tokens)
                 if tokens_left <= 0:
                     return "max_tokens"
+
+    async def _take_turn(
+        self, env: Env, observation: Observation, completion: Completion, turns: list[Turn]
+    ) -> Step | None:
+        try:
+            turn, step = await self._turn(env, observation, completion)
+        except anyio.get_cancelled_exc_class():
+            if self.ties is not None:  # it has moved, and waits for one who may not
+                turns.append(Turn(observation.prompt, completion))
+            raise
+        turns.append(turn)
+        return step
 
     def params(self, observation: Observation, tokens_left: int | None) -> SamplingParams | None:
         """The sampling parameters of one answer; None when the context has no room for a single token."""

@@ -18,7 +18,7 @@ from engine.runtime.seeds import derive_seed
 from engine.training.trajectories import Trajectory, TrajectoryGroup
 from envs.budgets import BudgetOverrun, Tally, within
 from envs.contracts import Env, GroupBuilder, GroupGrade, Policy
-from envs.episodes import Players
+from envs.episodes import Players, Ties
 from envs.rollout_settings import FailFast, FailurePolicy, MinViable, Retry, RolloutLimits, RolloutSettings
 from envs.together import Runner, or_error, quickly, single, together
 
@@ -59,7 +59,8 @@ async def play_group(
         if attempt:
             await anyio.lowlevel.checkpoint()  # what failed because it was cancelled is not tried again
         try:
-            players = Players(policy, settings, priority, attempt_seed, tally, builder.interdependent)
+            ties = Ties() if builder.interdependent else None
+            players = Players(policy, settings, priority, attempt_seed, tally, ties)
             return await _play_once(builder, players)
         except Exception as error:
             if isinstance(failure, FailFast):

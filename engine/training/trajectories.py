@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from engine.backends.values import Completion, ModelInput
 
-EndReason = Literal["done", "max_turns", "max_tokens", "time_limit", "turn_limit", "context"]
-"""Why an episode ended: by the environment itself, or by one of the rollout's limits (`time_limit`: the episode's wall clock, `turn_limit`: a turn's budget)."""
+EndReason = Literal["done", "max_turns", "max_tokens", "time_limit", "turn_limit", "group_limit", "context"]
+"""Why an episode ended: by the environment itself, or by one of the rollout's limits (`time_limit`: the episode's wall clock; `turn_limit`:
+a turn's budget; `group_limit`: a limit that ended another member of the group, whom this one may have waited for)."""
 
 
 @attrs.frozen

@@ -343,6 +343,53 @@ def test_members_that_wait_for_each_other(single_turn: bool, failure: Any, who: 
                 played(group, seed=seed, failure=failure)
 
 
+@pytest.mark.parametrize(
+    ("limits", "ends"),
+    [
+        ({"max_turns": 2}, ["max_turns", "group_limit"]),
+        ({"max_tokens": 4}, ["max_tokens", "group_limit"]),
+        ({"max_turns": 4}, ["done", "done"]),
+        ({"wall_clock": 2.5}, ["time_limit", "time_limit"]),
+    ],
+)
+def test_a_limit_that_ends_one_ends_all_who_wait_for_each_other(limits: dict[str, float], ends: list[str]) -> None:
+    """Two move in turn, three times each; a step waits for the other's move. What was done so far is kept, the move that waits too."""
+
+    def make_table() -> Callable[[int, int], Env]:
+        moves = [0]
+        news = [anyio.Event()]
+
+        async def turn_of(member: int) -> None:
+            while moves[0] < 6 and moves[0] % 2 != member:
+                await news[0].wait()
+
+        async def move(env: Scripted) -> None:
+            moves[0] += 1
+            news[0].set()
+            news[0] = anyio.Event()
+            await turn_of(env.member)
+
+        async def sit_down(env: Scripted) -> None:
+            await turn_of(env.member)
+
+        return lambda member, attempt: Scripted(member, turns=3, on_reset=sit_down, on_step=move)
+
+    for seed in range(20):
+        group = Group(make_table(), size=2, interdependent=True)
+        policy = Answers(length=4, seconds=1.0)
+        config = RolloutSettings(SamplingParams(max_tokens=10), RolloutLimits(**limits), FailFast())  # type: ignore[arg-type]
+        report = simulate(lambda: play_group(group, policy, config, 1), seed=seed, horizon=1e3)  # noqa: B023
+        trajectories = report.unwrap().trajectories
+        found = sorted(trajectory.end for trajectory in trajectories)
+        assert found == sorted(ends) or "wall_clock" in limits and found == ["group_limit", "time_limit"]
+        assert group.cleanups == 1
+        if ends[0] == "done":
+            assert [len(trajectory.turns) for trajectory in trajectories] == [3, 3]
+        elif ends[0] == "max_turns":
+            assert [len(trajectory.turns) for trajectory in trajectories] == [2, 2]
+            assert [trajectory.reward for trajectory in trajectories] == [2.0, 1.0]
+
+
 def test_several_failures_at_once_are_all_told_under_fail_fast() -> None:
     events: list[anyio.Event] = []
 

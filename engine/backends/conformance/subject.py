@@ -23,10 +23,20 @@ from engine.backends.values import (
     SampleRequest,
     SamplingParams,
 )
+from engine.conformance import NotConforming, require
 
-
-class NotConforming(AssertionError):
-    """A backend breaks a promise of the ports; the message says which."""
+__all__ = [
+    "CROSS_ENTROPY",
+    "Check",
+    "NotConforming",
+    "Subject",
+    "close",
+    "policy",
+    "require",
+    "same",
+    "snapshot_of",
+    "step",
+]
 
 
 @attrs.frozen
@@ -75,12 +85,6 @@ Check = Callable[[Subject], Awaitable[None]]
 """Raises NotConforming when the subject breaks the promise that the check's docstring states."""
 
 CROSS_ENTROPY = Loss("cross_entropy")
-
-
-def require(condition: object, message: str) -> None:
-    """Raises NotConforming with `message` unless the condition holds."""
-    if not condition:
-        raise NotConforming(message)
 
 
 def close(a: Iterable[Logprobs], b: Iterable[Logprobs], tolerance: float) -> bool:
