@@ -216,7 +216,9 @@ async def metrics_are_consistent(subject: Subject) -> None:
     names: dict[frozenset[str], str] = {}
     async with opened(subject) as stage:
         for name, pool in pools(subject).items():
-            _, watch = await _played(stage, subject.problems[0], pool, name)
+            found, watch = await _played(stage, subject.problems[0], pool, name)
+            for trajectory in found.trajectories:
+                _check_metrics(trajectory.metrics, name)
             for member in watch.members:
                 for step in member.steps:
                     _check_metrics(step.metrics, name)

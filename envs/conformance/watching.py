@@ -15,7 +15,7 @@ import numpy as np
 
 from engine.backends.values import Completion, SampleRequest, Tokens
 from engine.training.trajectories import Trajectory
-from envs.contracts import Env, GroupBuilder, Observation, Step
+from envs.contracts import Env, GroupBuilder, GroupGrade, Observation, Step
 
 T = TypeVar("T")
 
@@ -127,7 +127,7 @@ class _WatchedGroup(GroupBuilder):
         envs = await self._watch.over(self.builder.make_envs(), f"{type(self.builder).__name__}.make_envs")
         return [type(type(env).__name__, (_WatchedEnv,), {})(env, self._watch) for env in envs]
 
-    async def group_rewards(self, trajectories: Sequence[Trajectory]) -> Sequence[float] | None:
+    async def group_rewards(self, trajectories: Sequence[Trajectory]) -> Sequence[float] | GroupGrade | None:
         where = f"{type(self.builder).__name__}.group_rewards"
         return await self._watch.over(self.builder.group_rewards(trajectories), where)
 

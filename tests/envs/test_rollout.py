@@ -381,7 +381,7 @@ def test_a_limit_that_ends_one_ends_all_who_wait_for_each_other(limits: dict[str
         report = simulate(lambda: play_group(group, policy, config, 1), seed=seed, horizon=1e3)  # noqa: B023
         trajectories = report.unwrap().trajectories
         found = sorted(trajectory.end for trajectory in trajectories)
-        assert found == sorted(ends) or "wall_clock" in limits and found == ["group_limit", "time_limit"]
+        assert found == sorted(ends) or ("wall_clock" in limits and found == ["group_limit", "time_limit"])
         assert group.cleanups == 1
         if ends[0] == "done":
             assert [len(trajectory.turns) for trajectory in trajectories] == [3, 3]
