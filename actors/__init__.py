@@ -9,9 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from actors.batches import BatchDataset
+    from actors.batches import BatchDataset, Minibatches
     from actors.checkpoint import RunSettings
-    from actors.evaluator import Evaluation, group_evaluation
+    from actors.evaluator import EvaluatedPolicy, Evaluation, group_evaluation, nll_evaluation
     from actors.learning import StopRequest
     from actors.prediction import LengthPredictor, RunningMean
     from actors.programs import RLSettings, train_rl, train_supervised
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "BatchDataset": "actors.batches",
+    "EvaluatedPolicy": "actors.evaluator",
     "Evaluation": "actors.evaluator",
     "LengthPredictor": "actors.prediction",
+    "Minibatches": "actors.batches",
     "Observer": "actors.reports",
     "RLSettings": "actors.programs",
     "ReferencePolicy": "actors.reference",
@@ -39,6 +41,7 @@ _HOMES = {
     "Scorer": "actors.scoring",
     "StopRequest": "actors.learning",
     "group_evaluation": "actors.evaluator",
+    "nll_evaluation": "actors.evaluator",
     "open_reference": "actors.reference",
     "score_targets": "actors.scoring",
     "train_rl": "actors.programs",
@@ -48,8 +51,10 @@ _HOMES = {
 
 __all__ = [
     "BatchDataset",
+    "EvaluatedPolicy",
     "Evaluation",
     "LengthPredictor",
+    "Minibatches",
     "Observer",
     "RLSettings",
     "ReferencePolicy",
@@ -63,6 +68,7 @@ __all__ = [
     "Scorer",
     "StopRequest",
     "group_evaluation",
+    "nll_evaluation",
     "open_reference",
     "score_targets",
     "train_rl",

@@ -6,7 +6,9 @@ BatchFeed     consumes: batches        produces: datums      waits for: a batch
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import sys
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 import anyio
@@ -17,12 +19,14 @@ from actors.reports import StepReport
 from engine.backends.values import Datum, ForwardBackwardResult
 from engine.runtime.channels import Receiver, Sender
 from engine.runtime.offload import offload
+from engine.training.assembly import pack_by_tokens
+from engine.training.supervised import Batch
 
 
 class BatchDataset(Protocol):
     """Batches by position: the same position gives the same batch, so that a resumed run goes on where the last one stood.
 
-    Building a batch (tokenising, padding, drawing) happens off the event loop.
+    Building a batch (tokenising, padding, drawing) happens off the event loop. A `Batch` may say what was counted on the way; it becomes the step's metrics.
     """
 
     def __getitem__(self, index: int, /) -> Sequence[Datum]: ...
@@ -37,6 +41,35 @@ class BatchCursor:
     position: int
 
 
+@attrs.frozen
+class Minibatches:
+    """Into what parts a step's datums are split before they are submitted, one forward-backward pass each."""
+
+    tokens: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
+    """At most so many input tokens a part, all parts about as large; None: one part."""
+    together: int = attrs.field(default=1, validator=attrs.validators.ge(1))
+    """Datums in a row that belong together: 2 for pairs."""
+
+    def split(self, data: Sequence[Datum]) -> list[list[Datum]]:
+        """The parts, in an order that follows from the data alone. Raises ValueError for what belongs together and is larger than a part may be."""
+        if self.tokens is None:
+            return [list(data)]
+        units = [data[start : start + self.together] for start in range(0, len(data), self.together)]
+        sizes = [sum(datum.model_input.length for datum in unit) for unit in units]
+        if max(sizes) > self.tokens:
+            what = "a datum has" if self.together == 1 else f"{self.together} datums that belong together have"
+            raise ValueError(f"{what} {max(sizes)} tokens, more than the {self.tokens} of a minibatch")
+        return [[datum for index in part for datum in units[index]] for part in pack_by_tokens(sizes, self.tokens)]
+
+
+@attrs.frozen
+class BuiltBatch:
+    """A step's datums, ready to be submitted."""
+
+    parts: list[list[Datum]]
+    metrics: Mapping[str, float]
+
+
 class BatchSource:
     """Builds the batches of steps `first` to `steps` − 1, as far ahead as the channel has room."""
 
@@ -46,21 +79,23 @@ class BatchSource:
         first: int,
         steps: int,
         prepare: Callable[[Sequence[Datum]], Awaitable[Sequence[Datum]]] | None = None,
+        minibatches: Minibatches | None = None,
     ) -> None:
-        """`prepare` completes a batch, with what has to be asked for, on the event loop."""
+        """`prepare` completes a batch, with what has to be asked for, on the event loop. `minibatches`: how it is split; None: not at all."""
         self._batches = batches
         self._first = first
         self._steps = steps
         self._prepare = prepare
+        self._minibatches = minibatches or Minibatches()
 
-    async def run(self, batches: Sender[list[Datum]]) -> None:
+    async def run(self, batches: Sender[BuiltBatch]) -> None:
         """Sends one batch a step."""
         for step in range(self._first, self._steps):
             index = step % len(self._batches)
-            batch = await offload(self._build, index)
+            batch, metrics = await offload(self._build, index)
             if self._prepare is not None:
                 batch = await self._prepared(index, batch, self._prepare)
-            await batches.send(batch)
+            await batches.send(BuiltBatch(self._split(index, batch), metrics))
 
     async def _prepared(
         self, index: int, batch: list[Datum], prepare: Callable[[Sequence[Datum]], Awaitable[Sequence[Datum]]]
@@ -76,43 +111,58 @@ class BatchSource:
             )
         return prepared
 
-    def _build(self, index: int) -> list[Datum]:
+    def _split(self, index: int, batch: list[Datum]) -> list[list[Datum]]:
         try:
-            batch = list(self._batches[index])
+            return self._minibatches.split(batch)
+        except ValueError as error:
+            raise ValueError(f"batch {index} of {len(self._batches)}: {error}") from error
+
+    def _build(self, index: int) -> tuple[list[Datum], Mapping[str, float]]:
+        try:
+            built = self._batches[index]
+            batch, metrics = list(built), built.metrics if isinstance(built, Batch) else {}
         except Exception as error:
             raise ValueError(
                 f"the dataset could not give batch {index} of {len(self._batches)}: {type(error).__name__}: {error}"
             ) from error
         if not batch:
             raise ValueError(f"batch {index} of {len(self._batches)} is empty: there is nothing to take a step on")
-        return batch
+        return batch, metrics
 
 
 class BatchFeed:
-    """Hands batches to the trainer, one a step."""
+    """Hands batches to the trainer, one a step, in the parts into which they were split."""
 
-    minibatches = 1
+    minibatches = sys.maxsize  # an empty one ends a step
 
-    def __init__(self, batches: Receiver[list[Datum]], position: int) -> None:
+    def __init__(self, batches: Receiver[BuiltBatch], position: int) -> None:
         self._batches = batches
         self._waited = 0.0
+        self._parts: list[list[Datum]] = []
+        self._metrics: deque[Mapping[str, float]] = deque()
+        """Of the batches handed out and not settled, in order."""
         self.position = position
         """Batches trained so far."""
 
-    async def next_minibatch(self, part: int) -> list[Datum]:  # noqa: ARG002  (a supervised step is one part)
-        """The next batch; empty when there are no more."""
+    async def next_minibatch(self, part: int) -> list[Datum]:
+        """The next batch's part; empty when the step has no more, or nothing is left."""
+        if part:
+            return self._parts[part] if part < len(self._parts) else []
         began = anyio.current_time()
         try:
-            return await self._batches.receive()
+            batch = await self._batches.receive()
         except anyio.EndOfStream:
             return []
         finally:
             self._waited += anyio.current_time() - began
+        self._parts = batch.parts
+        self._metrics.append(batch.metrics)
+        return batch.parts[0]
 
     def settle(self) -> SettledBatch:
         """A batch is trained."""
         self.position += 1
-        return SettledBatch()
+        return SettledBatch(self._metrics.popleft())
 
     @property
     def waited(self) -> float:
@@ -120,18 +170,26 @@ class BatchFeed:
         return self._waited
 
 
+@attrs.frozen
 class SettledBatch:
     """A trained batch."""
+
+    metrics: Mapping[str, float]
+    """What was counted when it was built."""
 
     async def report(self, data: Sequence[Datum], results: Sequence[ForwardBackwardResult]) -> StepReport:
         """The step's loss: `optim/loss` summed, `train/mean_nll` by weight."""
         loss = sum(result.loss for result in results)
-        weight = sum(float(np.sum(datum.loss_inputs["weights"])) for datum in data if "weights" in datum.loss_inputs)
+        weights = [datum.loss_inputs["weights"] for datum in data if "weights" in datum.loss_inputs]
+        weight = sum(float(np.sum(weights_T)) for weights_T in weights)
         row = {
             "optim/loss": loss,
             "optim/datums": float(len(data)),
+            "optim/minibatches": float(len(results)),
             "tokens/trained": float(sum(datum.model_input.length for datum in data)),
+            **self.metrics,
         }
         if weight > 0:
             row["train/mean_nll"] = loss / weight
+            row["tokens/weighted"] = float(sum(np.count_nonzero(weights_T) for weights_T in weights))
         return StepReport(row)

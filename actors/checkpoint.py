@@ -24,6 +24,7 @@ from engine.backends.ports import Backend, Pending, Snapshot
 from engine.runtime.offload import offload
 from engine.storage.checkpoints import CheckpointStore, StoredCheckpoint, UnusableCheckpoint
 from engine.storage.encoding import read_value, write_value
+from engine.storage.keeping import Best, Keeping
 from engine.storage.run_directory import RunDirectory, RunDirectoryError
 
 W = TypeVar("W")
@@ -43,6 +44,17 @@ class RunSettings:
     """Steps between checkpoints; None: only the last one."""
     keep_checkpoints: int | None = attrs.field(default=3, validator=_at_least_one)
     """How many of the newest checkpoints to keep; None: all."""
+    keep_every: int | None = attrs.field(default=None, validator=_at_least_one)
+    """Keep those, too, whose step is a multiple of this."""
+    best: Best | None = None
+    """Keep the best checkpoint, too, by a metric of an evaluation."""
+    time_to_live: float | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.gt(0)))
+    """Seconds after which a server may drop a checkpoint's weights, where the backend has such a thing. Those of `keep_every` and the run's last one have none."""
+
+    @property
+    def keeping(self) -> Keeping:
+        """Which checkpoints stay."""
+        return Keeping(self.keep_checkpoints, self.keep_every, self.best)
 
 
 @attrs.frozen
@@ -76,16 +88,18 @@ class CheckpointCutter(Generic[W]):
         pending_evaluations: set[tuple[int, str]],
         fixed: Mapping[str, Any],
         work: Callable[[], W],
+        time_to_live: float | None = None,
     ) -> None:
-        """`work()` freezes the program's own state, without waiting."""
+        """`work()` freezes the program's own state, without waiting. `time_to_live`: of what may go, in seconds; None: it stays until it is deleted."""
         self._store = store
         self._backend = backend
         self._sampler = sampler
         self._pending_evaluations = pending_evaluations
         self._fixed = fixed
         self._work = work
+        self._time_to_live = time_to_live
 
-    def __call__(self, version: int, elapsed: float) -> CheckpointReport:
+    def __call__(self, version: int, elapsed: float, last: bool) -> CheckpointReport:
         """Freezes everything now. Must be called at a boundary, where `version` optimizer steps are behind all that is submitted."""
         partial = self._store.begin(version)
         submitted: list[Pending[None]] = [
@@ -93,7 +107,10 @@ class CheckpointCutter(Generic[W]):
             for older, snapshot in self._sampler.in_use().items()
             if older != version  # that one is the trainer's state
         ]
-        submitted.append(self._backend.save_state(_made(partial / "trainer")))
+        every = self._store.keeping.every
+        stays = last or (every is not None and version % every == 0)
+        time_to_live = None if stays else self._time_to_live
+        submitted.append(self._backend.save_state(_made(partial / "trainer"), time_to_live=time_to_live))
         state = RunState(version, elapsed, tuple(sorted(self._pending_evaluations)), self._fixed)
         work = self._work()
 
@@ -101,7 +118,7 @@ class CheckpointCutter(Generic[W]):
             (directory / "run.json").write_text(json.dumps(attrs.asdict(state), indent=1), encoding="utf-8")
             write_value(work, directory, "work")
 
-        return CheckpointReport(version, partial, submitted, write)
+        return CheckpointReport(version, partial, submitted, write, expires=time_to_live is not None)
 
 
 def _made(directory: Path) -> Path:

@@ -9,20 +9,29 @@ The version stays served until its evaluations are done, however far training ha
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import Protocol
 
 import anyio
 import attrs
 
 from actors.reports import EvaluationReport, Report
 from actors.sampler import Sampler, ServedPolicy
+from actors.scoring import Scorer, score_targets
+from engine.backends.values import Datum
 from engine.runtime.channels import Sender
 from engine.runtime.instrumentation import Tracer
 from engine.runtime.requests import Inbox
 from engine.runtime.seeds import derive_seed
+from engine.training.supervised import bits_per_byte, mean_nll
 from envs.contracts import GroupDataset, Policy
 from envs.rollout import RolloutSettings, play_group
 
-EvaluationFn = Callable[[Policy], Awaitable[Mapping[str, float]]]
+
+class EvaluatedPolicy(Policy, Scorer, Protocol):
+    """What is evaluated: it answers (`sample`) and scores given tokens (`compute_logprobs`)."""
+
+
+EvaluationFn = Callable[[EvaluatedPolicy], Awaitable[Mapping[str, float]]]
 
 
 @attrs.frozen
@@ -168,5 +177,31 @@ def group_evaluation(
             for index in range(len(groups)):
                 tasks.start_soon(one, index)
         return {f"{tag}/reward/total": sum(sorted(values)) / len(values) for tag, values in sorted(rewards.items())}
+
+    return Evaluation(name, run, every=every, blocking=blocking)
+
+
+def nll_evaluation(
+    name: str,
+    data: Sequence[Datum],
+    *,
+    text_bytes: int | None = None,
+    every: int = 20,
+    concurrency: int = 64,
+    blocking: bool = False,
+) -> Evaluation:
+    """Scores held-out datums: `nll` in nats per unit of weight, and `bits_per_byte` where `text_bytes`, the size of the weighted text, is given.
+
+    At most `concurrency` sequences are scored at a time. Raises ValueError where there are no datums.
+    """
+    if not data:
+        raise ValueError(f"evaluation '{name}': there is nothing to score")
+
+    async def run(policy: EvaluatedPolicy) -> Mapping[str, float]:
+        logprobs = await score_targets(policy, data, concurrency=concurrency)
+        metrics = {"nll": mean_nll(data, logprobs)}
+        if text_bytes is not None:
+            metrics["bits_per_byte"] = bits_per_byte(data, logprobs, text_bytes)
+        return metrics
 
     return Evaluation(name, run, every=every, blocking=blocking)

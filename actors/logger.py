@@ -8,7 +8,7 @@ A checkpoint becomes valid only after the metrics of all its steps are on disk, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from actors.reports import CheckpointReport, EvaluationReport, Note, Observer, Report, StepReport
@@ -29,11 +29,14 @@ class Logger:
         store: CheckpointStore | None,
         observers: Sequence[Observer] = (),
         tracer: Tracer | None = None,
+        pending_evaluations: Collection[tuple[int, str]] = (),
     ) -> None:
+        """`pending_evaluations`: (version, name) of those that are due and not reported, as they change."""
         self._run = run
         self._store = store
         self._observers = observers
         self._tracer = tracer
+        self._pending_evaluations = pending_evaluations
         self.rows: list[Mapping[str, float]] = []
         """Metrics by step, kept only where there is no run directory to read them from."""
         self.evaluations: list[EvaluationReport] = []
@@ -73,21 +76,25 @@ class Logger:
         else:
             row: dict[str, Any] = {"step": report.version, "name": report.name, "metrics": report.metrics}
             await offload(self._run.append, EVALUATIONS, [row])
+            if self._store is not None and self._store.keeping.best is not None:
+                waited_for = set(self._pending_evaluations) - {(report.version, report.name)}
+                await offload(self._store.prune, waited_for)
         for observer in self._observers:
             observer.evaluation(report.version, report.name, report.metrics)
 
     async def _checkpoint(self, report: CheckpointReport) -> None:
         for pending in report.submitted:
             await pending.result()
-        await offload(self._commit, report)
+        await offload(self._commit, report, set(self._pending_evaluations))
         self._note(f"checkpoint {report.version} saved")
 
-    def _commit(self, report: CheckpointReport) -> None:
+    def _commit(self, report: CheckpointReport, pending: Collection[tuple[int, str]]) -> None:
         if self._run is None or self._store is None:
             raise RuntimeError("a checkpoint was cut in a run without a run directory")
         report.write(report.directory)
         self._run.make_durable((METRICS, EVALUATIONS, EVENTS, SAMPLES))
         self._store.commit(report.version, report.directory)
+        self._store.prune(pending)
 
     def _note(self, text: str) -> None:
         for observer in self._observers:

@@ -18,7 +18,7 @@ from typing import Any
 
 import attrs
 
-from actors.batches import BatchCursor, BatchDataset, BatchFeed, BatchSource
+from actors.batches import BatchCursor, BatchDataset, BatchFeed, BatchSource, BuiltBatch, Minibatches
 from actors.checkpoint import RunSettings
 from actors.evaluator import DueEvaluations, Evaluation, EvaluationPlan, Evaluator
 from actors.learning import Feed, LearningSettings, StopRequest
@@ -150,6 +150,7 @@ async def train_supervised(
     ahead: int = 1,
     prepare: Prepare | None = None,
     reference: Scorer | None = None,
+    minibatches: Minibatches | None = None,
 ) -> RunResult:
     """Supervised learning on `backend`: step i trains on `batches[i modulo its length]`.
 
@@ -160,6 +161,7 @@ async def train_supervised(
             not trained, so the same batch must give the same result.
         reference: what `prepare` scores with. None: the run's reference policy, which is the backend's weights before the run trains anything; it lies in the
             run directory, and a resumed run goes on with that one.
+        minibatches: into what parts a step is split, by a budget of tokens say; None: one. It changes what is submitted, not the step.
         ahead: further steps submitted before a step's results are awaited. A resumed run repeats and skips no batch, whatever this is.
 
     The other arguments, and what is raised, as for `train_rl`.
@@ -178,7 +180,7 @@ async def train_supervised(
                 if reference is None:
                     reference = await held.enter_async_context(opened.reference())
                 prepared = _scoring_with(prepare, reference)
-            source = BatchSource(batches, opened.first_step, steps, prepared)
+            source = BatchSource(batches, opened.first_step, steps, prepared, minibatches)
             actors = _SupervisedActors(opened, source, prefetch)
             learning = LearningSettings(loss, optimizer or AdamParams(), learning_rate)
             ending = await _run(opened, actors.feed, learning, steps, evaluations, stop, actors, fixed, ahead=ahead)
@@ -286,7 +288,7 @@ class _SupervisedActors:
     publish_every_step = False
 
     def __init__(self, run: Run, source: BatchSource, prefetch: int) -> None:
-        self._batches: Channel[list[Datum]] = Channel("batches", prefetch)
+        self._batches: Channel[BuiltBatch] = Channel("batches", prefetch)
         self._end = self._batches.receiver()
         self._source = source
         self.feed = BatchFeed(self._end, run.first_step)
@@ -296,7 +298,7 @@ class _SupervisedActors:
         program.actor("batches", self._source.run, sender, feeds=sender)
 
     @property
-    def trainer_owns(self) -> tuple[Receiver[list[Datum]]]:
+    def trainer_owns(self) -> tuple[Receiver[BuiltBatch]]:
         return (self._end,)
 
     def freeze(self) -> BatchCursor:

@@ -41,6 +41,8 @@ class CheckpointReport:
     """Writes that the backend does itself."""
     write: Callable[[Path], None]
     """Writes the rest; called off the event loop."""
+    expires: bool = False
+    """Whether its weights have a time to live."""
 
 
 @attrs.frozen

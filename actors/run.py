@@ -59,14 +59,14 @@ class Run:
         self.sampler = sampler
         self.directory = directory
         self.tracer = tracer
-        self.store = CheckpointStore(directory, settings.keep_checkpoints) if directory is not None else None
-        self.logger = Logger(directory, self.store, observers, tracer)
+        self.store = CheckpointStore(directory, settings.keeping) if directory is not None else None
         self.resumed = False
         """It goes on from a checkpoint."""
         self.first_step = 0
         self.elapsed = 0.0
         self.pending_evaluations: set[tuple[int, str]] = set()
         self.done_evaluations: set[tuple[int, str]] = set()
+        self.logger = Logger(directory, self.store, observers, tracer, self.pending_evaluations)
         self.channels: list[ChannelStatistics] = []
         self._observers = observers
 
@@ -137,7 +137,15 @@ class Run:
         """Cuts this run's checkpoints; None without a run directory."""
         if self.store is None:
             return None
-        return CheckpointCutter(self.store, self.backend, self.sampler, self.pending_evaluations, fixed, work)
+        return CheckpointCutter(
+            self.store,
+            self.backend,
+            self.sampler,
+            self.pending_evaluations,
+            fixed,
+            work,
+            self.settings.time_to_live,
+        )
 
     async def result(self, ending: str, gate: GateStatistics | None = None) -> RunResult:
         """Gathers what the run leaves."""
@@ -164,6 +172,10 @@ def open_run(
 ) -> Iterator[Run]:
     """Opens the run directory (where there is one) and serves the backend; closes both, whatever happens."""
     settings = settings or RunSettings()
+    if settings.time_to_live is not None and not backend.capabilities.time_to_live:
+        raise ValueError(
+            f"the backend '{backend.capabilities.name}' keeps checkpoints until they are deleted: it has no time to live"
+        )
     with ExitStack() as opened:
         directory = None
         if settings.directory is not None:

@@ -228,6 +228,10 @@ class ServedPolicy:
         """See `Sampler.sample`."""
         return self._sampler.sample(request, self._version)
 
+    def compute_logprobs(self, sequence: ModelInput) -> Coroutine[Any, Any, Logprobs]:
+        """See `Sampler.compute_logprobs`."""
+        return self._sampler.compute_logprobs(sequence, self._version)
+
     def close(self) -> None:
         """Nothing to give up: the pin is its maker's."""
 

@@ -50,13 +50,13 @@ class Trainer:
         publish_every_step: bool,
         plan: EvaluationPlan,
         checkpoint_every: int | None,
-        cut: Callable[[int, float], CheckpointReport] | None,
+        cut: Callable[[int, float, bool], CheckpointReport] | None,
         stop: StopRequest,
         tracer: Tracer,
         ahead: int = 0,
         elapsed: float = 0.0,
     ) -> None:
-        """`cut(version, elapsed)` freezes a checkpoint at a boundary, without waiting; None: no checkpoints. `elapsed`: seconds of the run before a resume."""
+        """`cut(version, elapsed, last)` freezes a checkpoint at a boundary, without waiting; None: no checkpoints. `elapsed`: seconds of the run before a resume."""
         self.ending: Ending = "complete"
         self.version = first_step
         self._backend = backend
@@ -72,7 +72,8 @@ class Trainer:
         self._tracer = tracer
         self._ahead = ahead
         self._elapsed_before = elapsed
-        self._saved_version = first_step
+        self._saved_version: int | None = first_step
+        """What the newest checkpoint holds; None: nothing that stays."""
         self._snapshots: dict[int, Watched[Snapshot]] = {}
         """Submitted and not yet published, by step."""
 
@@ -90,7 +91,7 @@ class Trainer:
                     self._sampler.backend.release(unpublished.delivered)
         last = await self._due_at_end()
         if self._cut is not None and self._saved_version != self.version:
-            await reports.send(self._cut(self.version, self._clock.elapsed))
+            await reports.send(self._cut(self.version, self._clock.elapsed, True))
         await self._evaluate(last, evaluator)
 
     async def _train(
@@ -164,8 +165,9 @@ class Trainer:
         due = self._plan.at(self.version)
         checkpoint = None
         if self._cut is not None and self._checkpoint_due(self.version):
-            checkpoint = self._cut(self.version, self._clock.elapsed)
-            self._saved_version = self.version
+            last = self.version >= self._steps or self._stop.requested
+            checkpoint = self._cut(self.version, self._clock.elapsed, last)
+            self._saved_version = None if checkpoint.expires else self.version
         # --- ... to here
         report = await settled.report(submitted.data, results)
         await reports.send(attrs.evolve(report, row={"step": submitted.step, **report.row, **own}))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import attrs
 
+from engine.data import LoadRows, load_rows
 from recipes.models import MakeTiny, ModelConfig, OpenedModel, open_completer, open_model
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class Ports:
     """Opens the model that is trained, or a teacher that scores."""
     open_completer: OpenCompleter = open_completer
     """Opens a model that answers: a judge, an opponent, a teacher that writes."""
+    load_rows: LoadRows = load_rows
+    """Loads data sets: from the Hugging Face hub, and from local files."""
 
 
 DEFAULT = Ports()

@@ -57,6 +57,8 @@ class Capabilities:
     backend in this process cannot (None), and a slow machine is no failure."""
     deterministic: bool = False
     """Same requests in the same order give the same bytes."""
+    time_to_live: bool = False
+    """A saved state can be given a time after which the backend drops it."""
 
 
 @runtime_checkable
@@ -94,8 +96,12 @@ class TrainingBackend(Protocol):
         """Submits the start of a new run from the present weights: version 0, no accumulated gradients, an optimizer that remembers nothing."""
         ...
 
-    def save_state(self, directory: Path) -> Pending[None]:
-        """Submits the writing of weights and optimizer into the existing, empty `directory`."""
+    def save_state(self, directory: Path, *, time_to_live: float | None = None) -> Pending[None]:
+        """Submits the writing of weights and optimizer into the existing, empty `directory`.
+
+        `time_to_live`: seconds after which the backend may drop them, and `load_state` then raises `UnusableState`; only where `Capabilities.time_to_live`
+        says that it can (others raise RequestRejected). None: they stay until the directory is deleted.
+        """
         ...
 
     def load_state(self, directory: Path) -> Pending[None]:

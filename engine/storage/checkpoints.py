@@ -1,7 +1,7 @@
 """Checkpoints on disk: a directory each, complete or not there, verified before use.
 
 A checkpoint is written under a hidden name, every file's size and digest go into its manifest, then it gets its name in one rename and its line in
-checkpoints.jsonl. A crash at any moment leaves the checkpoints before it as they were.
+checkpoints.jsonl. A crash at any moment leaves the checkpoints before it as they were. Which of them stay is `Keeping`'s to say.
 """
 
 from __future__ import annotations
@@ -10,15 +10,20 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Literal
 
 import attrs
 
-from engine.storage.files import digest_of, sync_directory, write_atomically
-from engine.storage.run_directory import CHECKPOINTS, RunDirectory
+from engine.storage.files import digest_of, keep_lines, read_lines, sync_directory, write_atomically
+from engine.storage.keeping import Best, Keeping
+from engine.storage.run_directory import CHECKPOINTS, EVALUATIONS, RunDirectory, RunDirectoryError
 
 MANIFEST = "manifest.json"
+BEST = "best.json"
+"""Beside the checkpoints: by which measure one of them is the best."""
+Which = Literal["latest", "best"] | int
 _NAME = re.compile(r"\d{6,}|\.\d{6,}\.partial")
 """Of our own directories; what people put beside them stays."""
 
@@ -39,12 +44,10 @@ class UnusableCheckpoint(Exception):
 class CheckpointStore:
     """The checkpoints of one run directory."""
 
-    def __init__(self, run: RunDirectory, keep_last: int | None = None) -> None:
-        """`keep_last`: how many of the newest to keep; None keeps all."""
-        if keep_last is not None and keep_last < 1:
-            raise ValueError(f"keep_last must be at least 1 (or None for all), got {keep_last}")
+    def __init__(self, run: RunDirectory, keeping: Keeping | None = None) -> None:
+        """`keeping`: which to keep; None keeps all."""
         self.run = run
-        self.keep_last = keep_last
+        self.keeping = keeping or Keeping()
         self.directory = run.path / "checkpoints"
 
     def begin(self, step: int) -> Path:
@@ -77,7 +80,7 @@ class CheckpointStore:
         sync_directory(self.directory)
         sync_directory(self.run.path)
         self.run.append(CHECKPOINTS, [{"step": step, "path": f"checkpoints/{final.name}"}], durable=True)
-        self._prune()
+        self._note_best()
         return StoredCheckpoint(step, final)
 
     def newest_first(self) -> Iterator[StoredCheckpoint]:
@@ -110,9 +113,68 @@ class CheckpointStore:
             if path.name not in listed and _NAME.fullmatch(path.name):
                 shutil.rmtree(path)
 
-    def _prune(self) -> None:
-        if self.keep_last is None:
-            return
-        for old in list(self.newest_first())[self.keep_last :]:
-            if old.path.exists():
-                shutil.rmtree(old.path)
+    def prune(self, pending: Collection[tuple[int, str]] = ()) -> None:
+        """Removes what is not to be kept. `pending`: (version, name) of evaluations still to come, which may find the best one."""
+        existing = {each.step: each.path for each in self.newest_first() if each.path.exists()}
+        for step in self.keeping.superfluous(list(existing), self.run.read(EVALUATIONS), pending):
+            shutil.rmtree(existing[step])
+
+    def delete(self, step: int) -> None:
+        """Removes a checkpoint for good. Raises RunDirectoryError where there is none of that step."""
+        chosen = select_checkpoint(self.run.path, step)
+        keep_lines(self.run.path / CHECKPOINTS, lambda row: row["step"] != step)  # first: what is not listed gets swept
+        shutil.rmtree(chosen.path)
+
+    def _note_best(self) -> None:
+        if self.keeping.best is not None:
+            said = json.dumps(attrs.asdict(self.keeping.best)) + "\n"
+            path = self.directory / BEST
+            if not path.exists() or path.read_text(encoding="utf-8") != said:
+                write_atomically(path, said)
+
+
+# ---- from outside: without the run's lock, while it goes on or after
+
+
+def list_checkpoints(run: Path) -> list[StoredCheckpoint]:
+    """A run's checkpoints that are there, oldest first, unverified. Raises RunDirectoryError where the directory holds no run."""
+    if not (run / CHECKPOINTS).exists():
+        what = "holds no checkpoints" if run.is_dir() else "is no directory"
+        raise RunDirectoryError(f"{run} {what}: the directory of a run that has saved one is wanted")
+    found = {row["step"]: run / row["path"] for row in read_lines(run / CHECKPOINTS)}
+    return [StoredCheckpoint(step, path) for step, path in sorted(found.items()) if path.exists()]
+
+
+def best_of(run: Path) -> Best | None:
+    """By which measure a run keeps its best checkpoint; None: it keeps none."""
+    path = run / "checkpoints" / BEST
+    return Best(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+
+def select_checkpoint(run: Path, which: Which = "latest") -> StoredCheckpoint:
+    """The newest checkpoint of a run, its best one, or that of a step. Raises RunDirectoryError, naming those there are, where there is no such one."""
+    there = list_checkpoints(run)
+    if not there:
+        raise RunDirectoryError(f"{run} has no checkpoint left")
+    if which == "latest":
+        return there[-1]
+    by_step = {checkpoint.step: checkpoint for checkpoint in there}
+    if which == "best":
+        best = best_of(run)
+        if best is None:
+            raise RunDirectoryError(
+                f"{run} keeps no best checkpoint (it was run without --best.metric); there are {_steps(by_step)}"
+            )
+        step = best.find(read_lines(run / EVALUATIONS), by_step)
+        if step is None:
+            raise RunDirectoryError(
+                f"{run}: no checkpoint was evaluated by {best.metric!r} yet; there are {_steps(by_step)}"
+            )
+        return by_step[step]
+    if which not in by_step:
+        raise RunDirectoryError(f"{run} has no checkpoint of step {which}; there are {_steps(by_step)}")
+    return by_step[which]
+
+
+def _steps(by_step: Collection[int]) -> str:
+    return ", ".join(map(str, by_step))

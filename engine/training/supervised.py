@@ -6,13 +6,35 @@ Dimension suffixes: `L` tokens of one example, `T` = L − 1 positions of its da
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, overload
 
+import attrs
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.backends.values import Datum, ImageChunk, ModelInput, TokenChunk, Tokens
+
+
+@attrs.frozen
+class Batch(Sequence[Datum]):
+    """The datums of a step, and what was counted when they were made: rows left out, examples cut short."""
+
+    data: tuple[Datum, ...]
+    metrics: Mapping[str, float] = attrs.field(factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @overload
+    def __getitem__(self, index: int) -> Datum: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Datum, ...]: ...
+    def __getitem__(self, index: int | slice) -> Datum | tuple[Datum, ...]:
+        return self.data[index]
+
+    def __iter__(self) -> Iterator[Datum]:
+        return iter(self.data)
 
 
 def supervised_datum(

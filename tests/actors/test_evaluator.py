@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import anyio
 import attrs
+import numpy as np
 import pytest
 
-from actors import Evaluation, RLSettings, RunResult, RunSettings, Schedule, StopRequest, group_evaluation, train_rl
-from engine.backends import ModelInput, SampleRequest, SamplingParams
+from actors import (
+    EvaluatedPolicy,
+    Evaluation,
+    RLSettings,
+    RunResult,
+    RunSettings,
+    Schedule,
+    StopRequest,
+    group_evaluation,
+    nll_evaluation,
+    train_rl,
+)
+from engine.backends import Datum, ModelInput, SampleRequest, SamplingParams
 from engine.backends.simulated import SamplerModel, SimulatedBackend, TrainerModel
 from engine.runtime.testing import every_cancellation, schedules, simulate
 from envs.contracts import Policy
@@ -200,3 +214,59 @@ def test_group_that_fails_fails_the_evaluation_and_is_no_wrong_answer() -> None:
     forgiving = RolloutSettings(SamplingParams(max_tokens=10), failure=MinViable(1))
     result = run(small_backend(), "sync", evaluations=[group_evaluation("held out", dataset, forgiving)])
     assert len(result.evaluations) == 2
+
+
+# --- held-out likelihood
+
+
+class Uniform:
+    """Scores each token with the log of 1 over its position, in whatever order it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[int]] = []
+
+    async def compute_logprobs(self, sequence: ModelInput) -> Any:
+        self.asked.append(sequence.tokens.tolist())
+        await anyio.sleep(1.0 / len(self.asked))
+        scores_T = -np.log(np.arange(1, sequence.length + 1))
+        scores_T[0] = np.nan
+        return scores_T.astype(np.float32)
+
+    async def sample(self, request: SampleRequest) -> Any:
+        raise AssertionError("nothing is to be sampled")
+
+
+def scored(tokens: list[int], weights: list[float]) -> Datum:
+    inputs = ModelInput.from_tokens(tokens[:-1])
+    return Datum(inputs, {"target_tokens": np.array(tokens[1:], np.int32), "weights": np.array(weights, np.float32)})
+
+
+def test_likelihood_of_held_out_data() -> None:
+    data = [scored([1, 2, 3], [0, 1]), scored([4, 5, 6, 7], [1, 0, 1])]
+    policy = Uniform()
+    evaluation = nll_evaluation("held out", data, text_bytes=5, concurrency=1)
+    metrics = simulate(evaluation.run, policy).unwrap()
+    total = math.log(3) + math.log(2) + math.log(4)
+    assert metrics == pytest.approx({"nll": total / 3, "bits_per_byte": total / math.log(2) / 5})
+    assert policy.asked == [[1, 2, 3], [4, 5, 6, 7]]
+    assert set(simulate(nll_evaluation("held out", data).run, Uniform()).unwrap()) == {"nll"}
+    with pytest.raises(ValueError, match="'held out': there is nothing to score"):
+        nll_evaluation("held out", [])
+
+
+def test_likelihood_is_scored_by_the_version_it_was_due_at() -> None:
+    """The policy an evaluation is given scores with the pinned version, also when training has gone on."""
+    scored_by: list[int] = []
+
+    class Noting(SimulatedBackend):
+        async def compute_logprobs(self, snapshot: Any, sequence: ModelInput) -> Any:
+            scored_by.append(snapshot.version)
+            return await super().compute_logprobs(snapshot, sequence)
+
+    async def slow(policy: EvaluatedPolicy) -> Mapping[str, float]:
+        await anyio.sleep(100.0)
+        await policy.compute_logprobs(ModelInput.from_tokens([1, 2, 3]))
+        return {}
+
+    run(Noting(), "async", steps=3, evaluations=[Evaluation("slow", slow, every=1)])
+    assert scored_by == [0, 1, 2, 3]

@@ -140,6 +140,12 @@ class SavesLate(Mutant):
         return Late()
 
 
+class ForgetsTheTimeToLive(Mutant):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.capabilities = attrs.evolve(self.capabilities, time_to_live=False)
+
+
 class RejectsLate(Mutant):
     def forward_backward(self, data: Any, loss: Any) -> Any:
         class Late:
@@ -172,6 +178,7 @@ class StuckAfterCancel(Mutant):
         (ForgetsTheVersion, "states_round_trip"),
         (RestartsInPart, "restarts_count_from_zero"),
         (SavesLate, "states_hold_their_moment"),
+        (ForgetsTheTimeToLive, "time_to_live_is_kept_or_refused"),
         (RejectsLate, "bad_datums_are_rejected"),
         (StuckAfterCancel, "cancelled_calls_leave_nothing"),
     ],

@@ -13,7 +13,18 @@ from actors.work import Assignment, FinishedGroup, LedgerState, RLWork, TagSums,
 from engine.backends import Completion, ModelInput
 from engine.backends.values import ImageChunk, TokenChunk
 from engine.runtime.gate import GateState, Ticket
-from engine.storage import CheckpointStore, RunDirectory, UnusableCheckpoint, read_value, write_value
+from engine.storage import (
+    Best,
+    CheckpointStore,
+    Keeping,
+    RunDirectory,
+    RunDirectoryError,
+    UnusableCheckpoint,
+    list_checkpoints,
+    read_value,
+    select_checkpoint,
+    write_value,
+)
 from engine.training.trajectories import Trajectory, TrajectoryGroup, Turn
 
 
@@ -23,11 +34,12 @@ def commit(store: CheckpointStore, step: int) -> None:
     (partial / "trainer" / "weights").write_bytes(bytes([step]) * 100)
     (partial / "run.json").write_text("{}")
     store.commit(step, partial)
+    store.prune()
 
 
 def test_newest_first_and_pruned(tmp_path: Path) -> None:
     with RunDirectory(tmp_path) as run:
-        store = CheckpointStore(run, keep_last=2)
+        store = CheckpointStore(run, Keeping(last=2))
         for step in (2, 4, 6):
             commit(store, step)
         assert [checkpoint.step for checkpoint in store.newest_first()] == [6, 4, 2]
@@ -89,9 +101,97 @@ def test_every_changed_byte_is_noticed(tmp_path: Path, name: str, content: bytes
             store.verify(checkpoint)
 
 
-def test_keep_last_must_keep_one(tmp_path: Path) -> None:
-    with RunDirectory(tmp_path) as run, pytest.raises(ValueError, match="keep_last must be at least 1"):
-        CheckpointStore(run, keep_last=0)
+@pytest.mark.parametrize("nothing", [{"last": 0}, {"every": 0}])
+def test_keeping_keeps_at_least_one(nothing: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="must be >= 1"):
+        Keeping(**nothing)
+
+
+# --- which stay
+
+
+def evaluated(run: RunDirectory, step: int, **metrics: float) -> None:
+    run.append("evaluations.jsonl", [{"step": step, "name": "held out", "metrics": metrics}])
+
+
+def left(store: CheckpointStore) -> list[int]:
+    return [checkpoint.step for checkpoint in list_checkpoints(store.run.path)]
+
+
+def test_every_so_many_steps_one_stays(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path) as run:
+        store = CheckpointStore(run, Keeping(last=1, every=4))
+        for step in range(1, 11):
+            commit(store, step)
+        assert left(store) == [4, 8, 10]
+        assert [checkpoint.step for checkpoint in store.newest_first()] == list(range(10, 0, -1))
+
+
+def test_the_best_stays_until_a_better_one_comes(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path) as run:
+        store = CheckpointStore(run, Keeping(last=1, best=Best("held out/nll", highest=False)))
+        for step, nll in enumerate([3.0, 1.0, 2.0, 1.0, float("nan"), 0.5, 2.0], start=1):
+            evaluated(run, step, nll=nll, accuracy=-nll)
+            commit(store, step)
+            assert select_checkpoint(tmp_path).step == step
+            assert select_checkpoint(tmp_path, "best").step == [1, 2, 2, 2, 2, 6, 6][step - 1]
+        assert left(store) == [6, 7]
+
+
+def test_a_checkpoint_whose_evaluation_is_still_to_come_stays(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path) as run:
+        store = CheckpointStore(run, Keeping(last=1, best=Best("held out/accuracy")))
+        pending = set()
+        for step in (1, 2, 3, 4):
+            store.commit(step, store.begin(step))
+            if step != 3:
+                pending.add((step, "held out"))
+            pending.add((step, "something else"))
+            store.prune(pending)
+        assert left(store) == [1, 2, 4]
+        evaluated(run, 1, accuracy=0.4)
+        store.prune(pending - {(1, "held out")})
+        assert left(store) == [1, 2, 4]
+        evaluated(run, 2, accuracy=0.6)
+        store.prune({(4, "held out")})
+        assert left(store) == [2, 4]
+        assert select_checkpoint(tmp_path, "best").step == 2
+
+
+def test_selecting_says_what_there_is(tmp_path: Path) -> None:
+    with pytest.raises(RunDirectoryError, match="nowhere is no directory"):
+        select_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(RunDirectoryError, match="holds no checkpoints"):
+        select_checkpoint(tmp_path)
+    with RunDirectory(tmp_path) as run:
+        store = CheckpointStore(run)
+        for step in (2, 4):
+            commit(store, step)
+        assert select_checkpoint(tmp_path, 2).path.name == "000002"
+        with pytest.raises(RunDirectoryError, match="no checkpoint of step 3; there are 2, 4"):
+            select_checkpoint(tmp_path, 3)
+        with pytest.raises(RunDirectoryError, match=r"keeps no best checkpoint .*; there are 2, 4"):
+            select_checkpoint(tmp_path, "best")
+        store = CheckpointStore(run, Keeping(best=Best("held out/nll")))
+        commit(store, 6)
+        with pytest.raises(RunDirectoryError, match="no checkpoint was evaluated by 'held out/nll' yet"):
+            select_checkpoint(tmp_path, "best")
+
+
+def test_what_is_deleted_is_gone_and_the_rest_is_as_it_was(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path) as run:
+        store = CheckpointStore(run)
+        for step in (2, 4, 6):
+            commit(store, step)
+        store.delete(4)
+        assert left(store) == [2, 6]
+        assert [checkpoint.step for checkpoint in store.newest_first()] == [6, 2]
+        with pytest.raises(RunDirectoryError, match="no checkpoint of step 4"):
+            store.delete(4)
+        for step in (6, 2):
+            store.delete(step)
+        with pytest.raises(RunDirectoryError, match="has no checkpoint left"):
+            select_checkpoint(tmp_path)
 
 
 # --- values

@@ -216,6 +216,23 @@ async def restarts_count_from_zero(subject: Subject) -> None:
     require(close(outcomes[0], outcomes[1], subject.tolerance), "a gradient from before the restart was trained on")
 
 
+async def time_to_live_is_kept_or_refused(subject: Subject) -> None:
+    """A state with an hour to live is there at once; a backend whose states just stay says so instead of ignoring the limit."""
+    with _directories(1) as (directory,):
+        async with subject.open() as backend:
+            await step(backend, subject)
+            if backend.capabilities.time_to_live:
+                await backend.save_state(directory, time_to_live=3600.0).result()
+                await backend.load_state(directory).result()
+                return
+            try:
+                await backend.save_state(directory, time_to_live=3600.0).result()
+            except RequestRejected as error:
+                require("time_to_live" in str(error), f"the message does not mention 'time_to_live': {error}")
+            else:
+                require(False, "a time to live was taken that the backend says it does not have")
+
+
 async def damage_is_noticed(subject: Subject) -> None:
     """An empty, incomplete or altered state raises UnusableState, and the backend goes on as it was."""
     with _directories(4) as (good, empty, short, altered):
@@ -322,6 +339,7 @@ CHECKS = (
     states_round_trip,
     states_hold_their_moment,
     restarts_count_from_zero,
+    time_to_live_is_kept_or_refused,
     damage_is_noticed,
     snapshots_round_trip,
     a_restart_keeps_weights_alone,

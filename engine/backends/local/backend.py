@@ -169,8 +169,10 @@ class LocalBackend:
 
         return self._queue.submit(begin)
 
-    def save_state(self, directory: Path) -> Job[None]:
+    def save_state(self, directory: Path, *, time_to_live: float | None = None) -> Job[None]:
         """Submits the writing of weights and optimizer into the existing, empty `directory`. Gradients are not part of it."""
+        if time_to_live is not None:
+            raise RequestRejected("time_to_live: the local backend's files stay until they are deleted")
 
         def save() -> None:
             state = self._trainer.trainable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -85,7 +86,9 @@ class SimulatedBackend:
         self.log = RequestLog() if record else None
         self.requests_in_flight = 0
         self._plain = self.log is None and self._faults is None and not self._model.timed
-        self.capabilities = Capabilities("simulated", frozenset(losses.FIELDS), max_context, deterministic=True)
+        self.capabilities = Capabilities(
+            "simulated", frozenset(losses.FIELDS), max_context, deterministic=True, time_to_live=True
+        )
 
     @property
     def version(self) -> int:
@@ -235,12 +238,14 @@ class SimulatedBackend:
 
         return self._submit("restart", 0.0, begin)
 
-    def save_state(self, directory: Path) -> Submitted[None]:
+    def save_state(self, directory: Path, *, time_to_live: float | None = None) -> Submitted[None]:
         """Writes version, digest and, when recording, how far every request and the trainer have come at this moment."""
 
         def write() -> None:
             timing = self._memory.saved() if self._memory is not None else None
             content = {**self._identity(), "version": self._version, "weights": self._weights, "timing": timing}
+            if time_to_live is not None:
+                content["expires"] = anyio.current_time() + time_to_live
             state.write(directory, "state", content)
 
         return self._submit("save_state", self._costs.save, write)
@@ -254,6 +259,8 @@ class SimulatedBackend:
 
         def read() -> None:
             content = self._read(directory, "state")
+            if content.get("expires", math.inf) < anyio.current_time():
+                raise UnusableState(f"{directory}: its time to live is over")
             self._version, self._weights = content["version"], content["weights"]
             self._gradient = 0
             self._tokens = self._token_model(self._weights)
