@@ -15,7 +15,6 @@ from pathlib import Path
 
 import anyio
 import attrs
-import numpy as np
 import torch
 
 from engine.backends.checks import check_input, check_sampling
@@ -23,8 +22,8 @@ from engine.backends.errors import BackendError, RequestRejected, UnusableState
 from engine.backends.futures import wait_for
 from engine.backends.local.assembly import Assembly
 from engine.backends.local.losses import LOSSES, check_data, check_loss
-from engine.backends.local.packing import apart
 from engine.backends.local.sampler import SamplerThread, Ticket, Weights
+from engine.backends.local.scoring import ScoreTicket, Scoring
 from engine.backends.local.states import read, write
 from engine.backends.local.threads import Job, WorkQueue
 from engine.backends.local.tokenizer import LocalTokenizer
@@ -90,7 +89,11 @@ class LocalBackend:
             assembly.trainer, assembly.trainable, options.microbatch_tokens, self._queue.closing.is_set
         )
         self._sampler = SamplerThread(
-            max_batch=options.max_batch, decode=tokenizer.decode, device=device, prepare=prepare
+            max_batch=options.max_batch,
+            decode=tokenizer.decode,
+            device=device,
+            prepare=prepare,
+            scoring=Scoring(device, options.microbatch_tokens, assembly.sampler.shares_prefixes),
         )
 
     # Training
@@ -237,7 +240,7 @@ class LocalBackend:
             raise
 
     async def compute_logprobs(self, snapshot: Snapshot, sequence: ModelInput) -> Logprobs:
-        """Log-probability of every token given those before it, shape (T,); position 0 is NaN."""
+        """Log-probability of every token given those before it, shape (T,); position 0 is NaN. Sequences asked for at once are computed together."""
         weights = self._weights(snapshot)
         check_input("sequence", sequence, vocab_size=self._assembly.vocab_size, no_images=_TEXT_ONLY)
         tokens_T = sequence.tokens
@@ -245,25 +248,12 @@ class LocalBackend:
         if context is not None and len(tokens_T) > context:
             raise RequestRejected(f"sequence: {len(tokens_T)} tokens; the model's context is {context}")
         future: Future[Logprobs] = Future()
-
-        def work() -> None:
-            try:
-                targets_N = torch.from_numpy(tokens_T[1:].astype(np.int64)).to(self._trainer.trainable.weights_P.device)
-                inactive_N = torch.zeros(len(targets_N), dtype=torch.bool)
-                known = np.empty(0, np.float32)
-                if len(tokens_T) > 1:
-                    known = (
-                        weights.bound()
-                        .target_logprobs([tokens_T[:-1]], apart([tokens_T]), targets_N, inactive_N)
-                        .cpu()
-                        .numpy()
-                    )
-                future.set_result(np.concatenate(([np.float32(np.nan)], known)))
-            except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits
-                future.set_exception(error)
-
-        self._sampler.post(work)
-        return await wait_for(future)
+        self._sampler.post(ScoreTicket(tokens_T, weights, future))
+        try:
+            return await wait_for(future)
+        except anyio.get_cancelled_exc_class():
+            future.cancel()
+            raise
 
     def release(self, snapshot: Snapshot) -> None:
         """Gives up a snapshot; requests under way finish, then its weights are freed. Releasing twice raises BackendError."""

@@ -26,6 +26,7 @@ from engine.backends.errors import BackendError
 from engine.backends.local.draws import RandomStream, Rules, choose
 from engine.backends.local.network import Bound, DecodeBatch, Prefix
 from engine.backends.local.packing import plan
+from engine.backends.local.scoring import ScoreTicket, Scoring
 from engine.backends.local.threads import CLOSED
 from engine.backends.stops import StopWatch
 from engine.backends.values import Completion, SampleRequest, StopReason
@@ -183,13 +184,15 @@ class SamplerThread:
         decode: Callable[[Sequence[int]], str],
         device: torch.device,
         prepare: Callable[[], None],
+        scoring: Scoring,
     ) -> None:
         self._max_batch = max_batch
+        self._scoring = scoring
         self._decode = decode
         self._device = device
         self._prepare = prepare
         self._changed = threading.Condition()
-        self._inbox: list[Ticket | Callable[[], None]] = []
+        self._inbox: list[Ticket | ScoreTicket] = []
         self._news = False
         self._closing = False
         self._arrivals = itertools.count()
@@ -199,8 +202,8 @@ class SamplerThread:
         self._thread = threading.Thread(target=self._run, name="callsheet-sampler", daemon=True)
         self._thread.start()
 
-    def post(self, item: Ticket | Callable[[], None]) -> None:
-        """Hands over a request, or work to be done between two steps. Raises BackendError when closed."""
+    def post(self, item: Ticket | ScoreTicket) -> None:
+        """Hands over a request; sequences are scored between two decode steps. Raises BackendError when closed."""
         with self._changed:
             if self._closing:
                 raise BackendError("the local backend is closed: open it again to go on")
@@ -255,8 +258,7 @@ class SamplerThread:
         for item in inbox:
             if isinstance(item, Ticket):
                 heapq.heappush(self._queue, (item.request.priority, next(self._arrivals), item))
-            else:
-                item()
+        self._scoring.answer([item for item in inbox if isinstance(item, ScoreTicket)], lambda: self._closing)
         self._leave()
         return not closing
 
