@@ -14,6 +14,7 @@ from engine.data.conversations import Conversation, check_order, conversation_of
 from engine.data.errors import BadRow, DataError
 from engine.data.examples import Examples, OnBadRow, Skipped
 from engine.data.loading import LoadRows, load_rows
+from engine.data.pairs import PairBatches, PairTooLong, all_pairs, pair_datums
 from engine.data.problems import Problem, last_boxed, problem_of, read_problems
 from engine.data.prompts import Prompt, prompt_of, read_prompts
 from engine.data.rows import Row, Rows, Table, rows_of
@@ -28,18 +29,22 @@ __all__ = [
     "KnownSet",
     "LoadRows",
     "OnBadRow",
+    "PairBatches",
+    "PairTooLong",
     "Problem",
     "Prompt",
     "Row",
     "Rows",
     "Skipped",
     "Table",
+    "all_pairs",
     "check_order",
     "comparison_of",
     "conversation_of",
     "find_known",
     "last_boxed",
     "load_rows",
+    "pair_datums",
     "problem_of",
     "prompt_of",
     "read_comparisons",

@@ -71,12 +71,28 @@ def comparison_of(row: Row) -> Comparison:
         both = messages_of(chosen, "chosen"), messages_of(rejected, "rejected")
         shared = _shared(*both)
         if shared:
+            _check_prompt(row, both[0][:shared])
             return Comparison(both[0][:shared], both[0][shared:], both[1][shared:])
+        if all(said and said[0].role != "assistant" for said in both):
+            raise ValueError(
+                "fields 'chosen' and 'rejected' begin with different messages: they answer different prompts"
+            )
     elif row.get(asked) is None and isinstance(chosen, str) and _TURN.match(chosen):
         return _hh(row)
     if row.get(asked) is None:
         raise missing(row, "prompt")
     return Comparison(question(row, asked), _answer(row, "chosen"), _answer(row, "rejected"))
+
+
+def _check_prompt(row: Row, shared: Messages) -> None:
+    """Raises ValueError where there is a prompt beside two conversations, and it is not what they answer."""
+    if not row.get("prompt"):
+        return
+    asked = question(row, "prompt")[-1].text.strip()
+    if asked not in {message.text.strip() for message in shared}:
+        raise ValueError(
+            "field 'prompt': it is not what 'chosen' and 'rejected' answer, which begin with another message"
+        )
 
 
 def _answer(row: Row, field: str) -> Messages:

@@ -317,6 +317,11 @@ def test_forms_of_comparisons(row: dict[str, Any]) -> None:
     assert read_comparisons(rows_of([row]))[0] == PAIR
 
 
+CHAT_ABOUT = {
+    word: [{"role": "user", "content": word}, {"role": "assistant", "content": f"about {word}"}] for word in "xy"
+}
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -335,6 +340,14 @@ def test_forms_of_comparisons(row: dict[str, Any]) -> None:
         (
             {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: p\n\nAssistant: b"},
             "fields 'chosen' and 'rejected' share no prompt",
+        ),
+        (
+            {"chosen": CHAT_ABOUT["x"], "rejected": CHAT_ABOUT["y"]},
+            "fields 'chosen' and 'rejected' begin with different messages",
+        ),
+        (
+            {"prompt": "z", "chosen": CHAT_ABOUT["x"], "rejected": [*CHAT_ABOUT["x"][:1], CHAT_ABOUT["y"][1]]},
+            "field 'prompt': it is not what 'chosen' and 'rejected' answer",
         ),
     ],
 )
