@@ -232,7 +232,7 @@ def _staleness(step: int, groups: Sequence[FinishedGroup]) -> dict[str, float]:
     """Optimizer steps between a group's oldest tokens and its training: while it was played, and while it waited to be trained."""
     if not groups:
         return {}
-    oldest = [min(trajectory.oldest_version for trajectory in finished.group.trajectories) for finished in groups]
+    oldest = [min(t.oldest_version for t in finished.group.trajectories if t.turns) for finished in groups]
     newest = [
         max(turn.completion.version for t in finished.group.trajectories for turn in t.turns) for finished in groups
     ]

@@ -148,7 +148,8 @@ def _sums_of(group: TrajectoryGroup) -> dict[str, float]:
         for turn in trajectory.turns:
             action_tokens += len(turn.completion.tokens)
             _add_metrics(sums, turn.metrics)
-        observation_tokens += trajectory.turns[-1].prompt.length
+        if trajectory.turns:
+            observation_tokens += trajectory.turns[-1].prompt.length
         _add_metrics(sums, trajectory.metrics)
         if trajectory.end != "done":
             sums[f"end/{trajectory.end}"] = sums.get(f"end/{trajectory.end}", 0.0) + 1

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import attrs
 
 from engine.backends.values import Completion, ModelInput, SampleRequest
-from engine.training.trajectories import Trajectory
+from engine.training.trajectories import EndReason, Trajectory
 
 
 @attrs.frozen
@@ -49,14 +49,29 @@ class GroupGrade:
 
 
 class Env(Protocol):
-    """One episode."""
+    """One episode.
 
-    async def reset(self) -> Observation:
-        """The first observation. Called once."""
+    An env may also have `leave(end) -> float` (see `Leaving`), where others depend on it.
+    """
+
+    async def reset(self) -> Observation | None:
+        """The first observation. Called once. None: the episode is over before it began, because another player ended the game."""
         ...
 
     async def step(self, completion: Completion) -> Step:
         """Takes the policy's answer to the last observation."""
+        ...
+
+
+class Leaving(Protocol):
+    """An env that has to know when its episode ends otherwise than by its own `Step`."""
+
+    def leave(self, end: EndReason | None) -> float:
+        """Called once, when nothing more will be asked of the env: `end` is the limit that ended the episode, "done" where `reset` gave no observation, None a
+        failure or a cancellation. Not called where a `Step` ended the episode.
+
+        Gives what is added to the episode's reward. Must neither wait nor raise: others may be waiting for this one.
+        """
         ...
 
 
@@ -66,7 +81,7 @@ class GroupBuilder:
     `tags` name the kind of problem in metrics. `single_turn` promises that every env ends at its first step: members that then share a
     prompt are asked for in one sampling request. `interdependent` says that members wait for one another (players of one
     game), so that one that fails takes the others with it whatever the failure policy, and a limit that ends one ends them all (`group_limit`;
-    `group_rewards` sees who ended how).
+    `group_rewards` sees who ended how), unless the envs settle that among themselves (`Leaving`).
     """
 
     tags: tuple[str, ...] = ()

@@ -18,7 +18,10 @@ from envs.together import Runner, or_error
 
 
 class Ties:
-    """Holds members together that wait for one another: a limit that ends one ends all, or somebody would wait for it for ever."""
+    """Holds members together that wait for one another: a limit that ends one ends all, or somebody would wait for it for ever.
+
+    An env that has `leave` (`envs.contracts.Leaving`) is not held: it tells those who wait for it itself.
+    """
 
     def __init__(self) -> None:
         self._scopes: list[anyio.CancelScope] = []
@@ -75,18 +78,22 @@ class Players:
         self, envs: Sequence[Env], run: Runner, may_lose: bool, began: float
     ) -> list[Callable[[], Awaitable[Trajectory]]]:
         resets = [self._reset_of(env) for env in envs]
-        observations: list[Observation | Exception] = await run(
+        observations: list[Observation | Exception | None] = await run(
             [or_error(reset) for reset in resets] if may_lose else resets
         )
-        live = [observation for observation in observations if not isinstance(observation, Exception)]
+        live = [observation for observation in observations if isinstance(observation, Observation)]
         if not live:
-            return [_failing(error) for error in observations if isinstance(error, Exception)]
+            return [
+                _without_turns(env, outcome)
+                for env, outcome in zip(envs, observations, strict=True)
+                if not isinstance(outcome, Observation)
+            ]
         first = live[0]
         if any(observation is not first and observation != first for observation in live):
             return [
-                _failing(observation)
-                if isinstance(observation, Exception)
-                else self.player(env, member, observation, began)
+                self.player(env, member, observation, began)
+                if isinstance(observation, Observation)
+                else _without_turns(env, observation)
                 for member, (env, observation) in enumerate(zip(envs, observations, strict=True))
             ]
         params = self.params(first, self.settings.limits.max_tokens)
@@ -95,18 +102,18 @@ class Players:
         request = SampleRequest(first.prompt, params, self.seed, len(live), self.priority)
         completions = iter(await self.policy.sample(request))
         return [
-            _failing(observation)
-            if isinstance(observation, Exception)
-            else functools.partial(self._answer_once, env, first, next(completions), began)
+            functools.partial(self._answer_once, env, first, next(completions), began)
+            if isinstance(observation, Observation)
+            else _without_turns(env, observation)
             for env, observation in zip(envs, observations, strict=True)
         ]
 
-    def _reset_of(self, env: Env) -> Callable[[], Awaitable[Observation]]:
+    def _reset_of(self, env: Env) -> Callable[[], Awaitable[Observation | None]]:
         seconds = self.settings.limits.provision
         if seconds is None or self.ties is not None:
             return env.reset
 
-        async def reset() -> Observation:
+        async def reset() -> Observation | None:
             with within(seconds, "provision", f"{type(env).__name__}.reset"):
                 return await env.reset()
 
@@ -116,17 +123,22 @@ class Players:
         self, env: Env, observation: Observation, completion: Completion, began: float
     ) -> Trajectory:
         wall_clock = self.settings.limits.wall_clock
-        if wall_clock is None:
-            turn, step = await self._turn(env, observation, completion)
-        else:
-            with within(wall_clock, "episode", f"{type(env).__name__}: the only turn", began):
+        try:
+            if wall_clock is None:
                 turn, step = await self._turn(env, observation, completion)
+            else:
+                with within(wall_clock, "episode", f"{type(env).__name__}: the only turn", began):
+                    turn, step = await self._turn(env, observation, completion)
+        except BaseException:
+            _leave(env, None)
+            raise
         if step is not None and step.observation is not None:
             raise ValueError(
                 f"{type(env).__name__} is in a group declared single_turn, but went on after its first step"
             )
         end: EndReason = "turn_limit" if step is None else "done"
-        return Trajectory((turn,), end, self.settings.termination_rewards.get(end, 0.0))
+        given = _leave(env, end) if step is None else 0.0
+        return Trajectory((turn,), end, given + self.settings.termination_rewards.get(end, 0.0))
 
     async def _turn(self, env: Env, observation: Observation, completion: Completion) -> tuple[Turn, Step | None]:
         """What an answer led to; no step when the env took longer over it than a turn may."""
@@ -149,17 +161,35 @@ class Players:
     ) -> Trajectory:
         """One episode, which `began` now unless its reset is behind it."""
         turns: list[Turn] = []
-        if self.ties is None:
-            end = await self._play_within(env, seed, observation, began, turns)
-        else:
-            end = "group_limit"
-            with self.ties.scope():
+        end: EndReason | None = None
+        given = 0.0
+        try:
+            if self.ties is None or hasattr(env, "leave"):
                 end = await self._play_within(env, seed, observation, began, turns)
-                if end != "done":
-                    self.ties.end_all()
-            if not turns:
-                raise TimeoutError(f"{type(env).__name__}: a limit ended another member before this one's first turn")
-        return Trajectory(tuple(turns), end, self.settings.termination_rewards.get(end, 0.0))
+            else:
+                end = await self._play_tied(self.ties, env, seed, observation, began, turns)
+        finally:
+            if end != "done" or not turns:
+                given = _leave(env, end)
+        return Trajectory(tuple(turns), end, given + self.settings.termination_rewards.get(end, 0.0))
+
+    async def _play_tied(
+        self,
+        ties: Ties,
+        env: Env,
+        seed: int,
+        observation: Observation | None,
+        began: float | None,
+        turns: list[Turn],
+    ) -> EndReason:
+        end: EndReason = "group_limit"
+        with ties.scope():
+            end = await self._play_within(env, seed, observation, began, turns)
+            if end != "done":
+                ties.end_all()
+        if not turns and end != "done":
+            raise TimeoutError(f"{type(env).__name__}: a limit ended another member before this one's first turn")
+        return end
 
     async def _play_within(
         self, env: Env, seed: int, observation: Observation | None, began: float | None, turns: list[Turn]
@@ -170,16 +200,19 @@ class Players:
         end: EndReason = "time_limit"
         with anyio.CancelScope(deadline=(anyio.current_time() if began is None else began) + wall_clock) as scope:
             end = await self._play_turns(env, seed, observation, turns)
-        if not turns:
+        if not turns and end != "done":
             raise BudgetOverrun("episode", f"{type(env).__name__}: the first turn", wall_clock)
         if scope.cancelled_caught:
             self.tally.overrun("episode")
         return end
 
     async def _play_turns(self, env: Env, seed: int, observation: Observation | None, turns: list[Turn]) -> EndReason:
-        limits = self.settings.limits
         if observation is None:
             observation = await self._reset_of(env)()
+        return "done" if observation is None else await self._play_from(observation, env, seed, turns)
+
+    async def _play_from(self, observation: Observation, env: Env, seed: int, turns: list[Turn]) -> EndReason:
+        limits = self.settings.limits
         tokens_left = limits.max_tokens
         while True:
             params = self.params(observation, tokens_left)
@@ -236,8 +269,19 @@ def _too_long(observation: Observation, limits: RolloutLimits) -> str:
     return f"the first prompt has {observation.prompt.length} tokens: limits.max_context {limits.max_context} leaves no room for an answer"
 
 
-def _failing(error: Exception) -> Callable[[], Awaitable[Trajectory]]:
-    async def fail() -> Trajectory:
-        raise error
+def _leave(env: Env, end: EndReason | None) -> float:
+    """Tells an env that wants to know it that nothing more will be asked of it; gives the reward that it has for this."""
+    leave: Callable[[EndReason | None], float] | None = getattr(env, "leave", None)
+    return 0.0 if leave is None else leave(end)
 
-    return fail
+
+def _without_turns(env: Env, outcome: Exception | None) -> Callable[[], Awaitable[Trajectory]]:
+    """A member that failed before it was asked anything, or whose episode was over by then."""
+
+    async def end() -> Trajectory:
+        reward = _leave(env, None if outcome is not None else "done")
+        if outcome is not None:
+            raise outcome
+        return Trajectory((), "done", reward)
+
+    return end

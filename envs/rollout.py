@@ -99,7 +99,7 @@ async def _play_once(builder: GroupBuilder, players: Players) -> TrajectoryGroup
             trajectories = _with_grade(
                 builder, trajectories, extra if isinstance(extra, GroupGrade) else GroupGrade(extra)
             )
-        _check_rewards(builder, trajectories)
+        _check_played(builder, trajectories)
     finally:
         await _cleanup(builder, players.settings, tally)
     return TrajectoryGroup(tuple(trajectories), tuple(builder.tags), tally.metrics())
@@ -123,7 +123,9 @@ def _with_grade(builder: GroupBuilder, trajectories: Sequence[Trajectory], grade
     ]
 
 
-def _check_rewards(builder: GroupBuilder, trajectories: Sequence[Trajectory]) -> None:
+def _check_played(builder: GroupBuilder, trajectories: Sequence[Trajectory]) -> None:
+    if not any(trajectory.turns for trajectory in trajectories):
+        raise ValueError(f"no member of group {_title(builder)} was asked anything: there is nothing to learn from it")
     for member, trajectory in enumerate(trajectories):
         if not math.isfinite(trajectory.reward):
             raise ValueError(

@@ -151,6 +151,31 @@ def by_group(formula: Callable[[Array], Array]) -> Advantage:
     return Advantage(function, "group")
 
 
+def by_seat(seats: int, formula: Callable[[Array], Array] = centred) -> Advantage:
+    """For games with roles: a formula on the rewards of the members that have the same seat, which are every `seats`-th of a group.
+
+    In a zero-sum match that the policy plays against itself, a group's mean is what the rules make it (0), and says nothing of how much the first move is worth.
+    Compared within a seat, the first mover gets credit for winning more than first movers do. Raises ValueError for a group that is not whole matches.
+    """
+    if seats < 1:
+        raise ValueError(f"a game has at least one seat, got {seats}")
+
+    def function(groups: Sequence[TrajectoryGroup]) -> list[Array]:
+        return [_by_seat(finite_rewards(group, index), group, index) for index, group in enumerate(groups)]
+
+    def _by_seat(rewards_G: Array, group: TrajectoryGroup, index: int) -> Array:
+        if len(rewards_G) % seats:
+            raise ValueError(
+                f"{describe_group(index, group)} has {len(rewards_G)} members, which are no whole matches of {seats} seats"
+            )
+        advantages_G = np.empty_like(rewards_G)
+        for seat in range(seats):
+            advantages_G[seat::seats] = formula(rewards_G[seat::seats])
+        return advantages_G
+
+    return Advantage(function, "group")
+
+
 def by_step(formula: Callable[[list[Array], list[NDArray[np.int64]]], list[Array]]) -> Advantage:
     """An advantage from a formula on the rewards and the sampled tokens of every group of a step, each a list of arrays (G,)."""
 

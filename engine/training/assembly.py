@@ -53,7 +53,8 @@ def assemble(
         group: what was rolled out.
         advantages: shape (G,), one for each member, or (N,), one for each sampled token (members in order, their turns in order).
         train_turn: turns for which it is false (say, those that could not be parsed) stay in the context and get mask and advantage 0.
-        without_tokens: what to do with a member that sampled nothing: an error, or no datum.
+        without_tokens: what to do with a member that was asked and sampled nothing: an error, or no datum. One that was never asked (the game was over
+            before its first turn) gives none.
 
     Returns:
         Datums with `target_tokens` (int32), `logprobs` of the sampler, `advantages` and `mask` (float32, 1 on what is trained), each of the input's length.
@@ -67,7 +68,8 @@ def assemble(
     layout = _Layout()
     images: dict[ImageChunk, int] = {}
     for member, trajectory in enumerate(group.trajectories):
-        if not _lay_out(layout, trajectory, member, train_turn, images) and without_tokens == "error":
+        laid_out = _lay_out(layout, trajectory, member, train_turn, images)
+        if not laid_out and trajectory.turns and without_tokens == "error":
             raise ValueError(
                 f"member {member} of the group{_tagged(group)} has no sampled tokens, so there is nothing to train on (ended: {trajectory.end})"
             )

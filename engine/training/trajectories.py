@@ -36,6 +36,7 @@ class Trajectory:
     """One member's episode."""
 
     turns: tuple[Turn, ...]
+    """None where the game was over before the member's first turn."""
     end: EndReason = "done"
     final_reward: float = 0.0
     """Reward beside the turns' own: for how the episode ended, and from comparing the group's members."""
@@ -57,7 +58,7 @@ class Trajectory:
 
     @property
     def oldest_version(self) -> int:
-        """Oldest policy version that produced any token."""
+        """Oldest policy version that produced any token. Raises ValueError where there was no turn."""
         return min(turn.completion.version for turn in self.turns)
 
 

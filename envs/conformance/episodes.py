@@ -50,7 +50,7 @@ async def an_index_is_a_problem(subject: Subject) -> None:
 async def _first_look(stage: Stage, problem: int) -> tuple[Any, ...]:
     builder = stage.problems[problem]
     found, watch = await stage.play(problem, mixed(stage.subject))
-    first = [_observed(stage.subject, member.observations[0]) for member in watch.members]
+    first = [_observed(stage.subject, member.observations[0]) for member in watch.members if member.observations]
     return tuple(builder.tags), builder.single_turn, builder.interdependent, len(found.trajectories), first
 
 
@@ -220,6 +220,8 @@ async def metrics_are_consistent(subject: Subject) -> None:
             for trajectory in found.trajectories:
                 _check_metrics(trajectory.metrics, name)
             for member in watch.members:
+                if member.over_before:
+                    continue
                 for step in member.steps:
                     _check_metrics(step.metrics, name)
                 given = {metric for step in member.steps for metric in step.metrics} - subject.optional_metrics

@@ -26,11 +26,13 @@ class Member:
 
     observations: list[Observation] = attrs.field(factory=list)
     steps: list[Step] = attrs.field(factory=list)
+    over_before: bool = False
+    """Its `reset` found the episode over: other members had ended the game."""
 
     @property
     def ended(self) -> bool:
         """Whether it said that the episode is over."""
-        return bool(self.steps) and self.steps[-1].observation is None
+        return self.over_before or (bool(self.steps) and self.steps[-1].observation is None)
 
 
 @attrs.define
@@ -95,9 +97,15 @@ class _WatchedEnv:
         self.member = Member()
         watch.members.append(self.member)
 
-    async def reset(self) -> Observation:
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.env, name)  # `leave`, where the env has it
+
+    async def reset(self) -> Observation | None:
         observation = await self._watch.over(self.env.reset(), f"{type(self.env).__name__}.reset")
-        self.member.observations.append(observation)
+        if observation is None:
+            self.member.over_before = True
+        else:
+            self.member.observations.append(observation)
         return observation
 
     async def step(self, completion: Completion) -> Step:

@@ -55,6 +55,23 @@ def test_closed_form() -> None:
     np.testing.assert_allclose(found, [1 + 0.25 * 0.5, 0.5, 2])
 
 
+def test_seats_are_compared_with_their_like() -> None:
+    """Whoever moves first wins three of four matches: an average game. Winning as second is what stands out."""
+    matches = [1.0, -1.0, 1.0, -1.0, 1.0, -1.0, -1.0, 1.0]
+    (advantages_G,) = adv.by_seat(2)([group_of(matches)])
+    np.testing.assert_allclose(advantages_G, [0.5, -0.5, 0.5, -0.5, 0.5, -0.5, -1.5, 1.5])
+    (plain_G,) = adv.by_group(adv.centred)([group_of(matches)])
+    np.testing.assert_allclose(plain_G, matches)
+    (one_seat_G,) = adv.by_seat(1)([group_of([1.0, 3.0])])
+    np.testing.assert_allclose(one_seat_G, [-1, 1])
+    (loo_G,) = adv.by_seat(2, adv.rloo)([group_of([1.0, 5.0, 3.0, 5.0])])
+    np.testing.assert_allclose(loo_G, [-2, 0, 2, 0])
+    with pytest.raises(ValueError, match=r"group 0 \(chess\) has 3 members, which are no whole matches of 2 seats"):
+        adv.by_seat(2)([group_of([1.0, 2.0, 3.0], tags=("chess",))])
+    with pytest.raises(ValueError, match="at least one seat"):
+        adv.by_seat(0)
+
+
 @settings(deadline=None)
 @given(rewards)
 def test_rloo_leaves_one_out(values: Any) -> None:

@@ -137,14 +137,20 @@ def test_images_keep_their_place_and_are_never_predicted() -> None:
     assert len(assemble(group_of([turn(first, [3, 4]), turn(swapped, [6])]), np.array([1.0]))) == 2
 
 
+def test_a_member_that_was_never_asked_gives_no_datum_and_keeps_its_place_among_the_advantages() -> None:
+    """The other player ended the game before its first turn: no fault of its own."""
+    (datum,) = assemble(group_of([], [turn([1, 2], [3])]), np.array([0.5, -0.5]))
+    assert datum.loss_inputs["advantages"].tolist() == [0, -0.5]
+
+
 def test_bad_data_is_named() -> None:
     good = [turn([1, 2], [3])]
     with pytest.raises(ValueError, match=r"empty group \(chess\)"):
         assemble(group_of(tags=("chess",)), np.empty(0))
     with pytest.raises(ValueError, match=r"member 1 of the group \(chess\) has no sampled tokens"):
-        assemble(group_of(good, [], tags=("chess",)), np.zeros(2))
-    assert len(assemble(group_of(good, []), np.zeros(2), without_tokens="skip")) == 1
-    assert assemble(group_of([]), np.zeros(1), without_tokens="skip") == []
+        assemble(group_of(good, [turn([1, 2], [])], tags=("chess",)), np.zeros(2))
+    assert len(assemble(group_of(good, [turn([1, 2], [])]), np.zeros(2), without_tokens="skip")) == 1
+    assert assemble(group_of([turn([1, 2], [])]), np.zeros(1), without_tokens="skip") == []
     with pytest.raises(ValueError, match=r"shape \(3,\) fit neither the group's 2 members nor its 4 sampled tokens"):
         assemble(group_of(good, [turn([1], [2, 3, 4])]), np.zeros(3))
     with pytest.raises(ValueError, match=r"advantage of member 1 .* is nan"):
