@@ -36,14 +36,16 @@ class Dialogue:
         *,
         tools: Sequence[ToolSpec] = (),
         history: Literal["family", "keep"] = "family",
+        prompt: ModelInput | None = None,
     ) -> None:
+        """`prompt`: what the renderer gives for these messages and tools, where it is known: many dialogues may begin in the same way."""
         self._renderer = renderer
         self._messages = list(messages)
         self._tools = tuple(tools)
         self._keeps = history == "keep" or renderer.keeps_history
         self._runs: dict[str, list[int]] = {}
         self._answered: tuple[list[int], int, bool] | None = None
-        self.prompt: ModelInput = renderer.generation_prompt(messages, tools=tools)
+        self.prompt: ModelInput = renderer.generation_prompt(messages, tools=tools) if prompt is None else prompt
         """What the model is to be given next."""
         self.extends_last = True
         """Whether the prompt begins with the prompt and the sampled tokens of the turn before."""
