@@ -35,6 +35,7 @@ Maker = Callable[..., GroupDataset | AbstractAsyncContextManager[GroupDataset]]
 # Name: where the maker is, and what is learnt, in a few words. One line each, by name.
 _BUILT_IN: dict[str, tuple[str, str]] = {
     "arithmetic": ("envs.arithmetic:groups", "sums, differences and products of adjustable difficulty"),
+    "calculator": ("envs.tools.calculator:groups", "arithmetic with a calculator to call"),
     "tic_tac_toe": (
         "envs.games.tic_tac_toe:groups",
         "tic-tac-toe against itself, a random, a perfect or a model player",

@@ -17,18 +17,8 @@ from collections.abc import Awaitable, Callable, Sequence
 import anyio
 import numpy as np
 
+from engine.conformance import NotConforming, require
 from engine.retrieval.ports import Between, DuplicateEntry, Embedder, Embeddings, Entry, Filter, Match, VectorStore
-
-
-class NotConforming(AssertionError):
-    """An adapter breaks a promise of its port; the message says which."""
-
-
-def require(condition: object, message: str) -> None:
-    """Raises NotConforming with `message` unless the condition holds."""
-    if not condition:
-        raise NotConforming(message)
-
 
 # ---- stores
 

@@ -18,13 +18,15 @@ import attrs
 
 from engine.backends.values import Completion
 from engine.rendering import Dialogue, Message, Renderer
+from envs.answers import Worth
 from envs.contracts import Env, GroupBuilder, Observation, Step
 from envs.together import or_error, together
 from envs.tools.tool import Tool, tools_of
 from envs.tools.toolbox import CallOutcome, Toolbox, calls_in
 
-Grade = Callable[[str], float | Awaitable[float]]
-"""How good a final answer is, usually 0 to 1. As for `ProblemEnv.grade`: what is slow or runs foreign code is async, and works in a pool of processes."""
+Grade = Callable[[str], float | Worth | Awaitable[float | Worth]]
+"""How good a final answer is, usually 0 to 1. As for `ProblemEnv.grade`: what is slow or runs foreign code is async, and works in a pool of processes. A `Worth`
+adds metrics and logs."""
 
 _positive: Any = attrs.validators.optional(attrs.validators.ge(1))
 
@@ -170,13 +172,13 @@ class ToolEnv:
             self._reported.update(outcome.metrics)
 
     async def _end(self, answer: str | None, outcomes: Sequence[CallOutcome]) -> Step:
-        grade = 0.0 if answer is None else await self._graded(answer)
+        worth = Worth() if answer is None else await self._graded(answer)
         counts, rewards = self._counts, self._rewards
-        reward = grade - rewards.error_penalty * counts["errors"] - rewards.call_cost * counts["calls"]
+        reward = worth.reward - rewards.error_penalty * counts["errors"] - rewards.call_cost * counts["calls"]
         return Step(
             reward=reward if self._formed else reward - rewards.format_penalty,
             metrics={
-                "correct": grade,
+                "correct": worth.reward,
                 "answered": float(answer is not None),
                 "format": float(self._formed),
                 "tool_calls": float(counts["calls"]),
@@ -184,16 +186,18 @@ class ToolEnv:
                 "tool_unparsed": float(counts["unparsed"]),
                 "tool_timeouts": float(counts["timeout"]),
                 **self._reported,
+                **worth.metrics,
             },
-            logs=self._logs(answer, outcomes),
+            logs={**self._logs(answer, outcomes), **worth.logs},
         )
 
-    async def _graded(self, answer: str) -> float:
+    async def _graded(self, answer: str) -> Worth:
         given = self._grade(answer)
-        grade = float(await given if inspect.isawaitable(given) else given)
-        if not math.isfinite(grade):
-            raise ValueError(f"the grader gave {grade} for the answer {answer!r}; a grade is a finite number")
-        return grade
+        grade = await given if inspect.isawaitable(given) else given
+        worth = grade if isinstance(grade, Worth) else Worth(float(grade))
+        if not math.isfinite(worth.reward):
+            raise ValueError(f"the grader gave {worth.reward} for the answer {answer!r}; a grade is a finite number")
+        return worth
 
     def _logs(self, answer: str | None, outcomes: Sequence[CallOutcome]) -> dict[str, Any]:
         asked = next((message.text for message in reversed(self._messages) if message.role == "user"), "")
