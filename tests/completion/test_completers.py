@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import anyio
 import numpy as np
@@ -10,7 +10,7 @@ import pytest
 
 from engine.backends import BackendError, Completion, SampleRequest, SamplingParams
 from engine.completion import PolicyCompleter, Reply, ScriptedCompleter
-from engine.rendering import Message, ToolCallPart, ToolSpec, assistant, get_renderer, tool_result, user
+from engine.rendering import Delta, Message, ToolCallPart, ToolSpec, assistant, get_renderer, tool_result, user
 from engine.rendering.registry import control_tokens
 from engine.rendering.vocabulary import byte_vocabulary
 
@@ -83,3 +83,24 @@ async def test_a_script_answers_from_a_function_a_coroutine_or_a_list() -> None:
         assert completer.asked == [tuple(talk)]
     with pytest.raises(BackendError, match="0 answers"):
         await ScriptedCompleter([]).complete(talk, params=PARAMS, seed=0)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("can_stream", [False, True])
+async def test_a_streamed_answer_is_the_same_answer_in_pieces(can_stream: bool) -> None:
+    class Streams(Writes):
+        async def sample_streaming(
+            self, request: SampleRequest, on_token: Callable[[int, int, float], None]
+        ) -> Sequence[Completion]:
+            for token in self.tokens:
+                on_token(0, token, 0.0)
+            return await self.sample(request)
+
+    policy = (Streams if can_stream else Writes)(assistant("It is 5.", thinking="2 and 3"))
+    said: list[Delta] = []
+    completer = PolicyCompleter(policy, RENDERER)
+    reply = await completer.stream([user("2 + 3?")], said.append, params=PARAMS, seed=7)
+    assert reply == await completer.complete([user("2 + 3?")], params=PARAMS, seed=7)
+    assert "".join(delta.text for delta in said if delta.kind == "text").strip() == "It is 5."
+    assert "".join(delta.text for delta in said if delta.kind == "thinking").strip() == "2 and 3"
+    assert len(said) > 5

@@ -9,7 +9,7 @@ A snapshot is a copy of what training changes (the adapters, or all weights); wh
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import torch
 
 from engine.backends.checks import check_input, check_sampling
 from engine.backends.errors import BackendError, RequestRejected, UnusableState
-from engine.backends.futures import wait_for
+from engine.backends.futures import thread_safe_call, wait_for
 from engine.backends.local.assembly import Assembly
 from engine.backends.local.losses import LOSSES, check_data, check_loss
 from engine.backends.local.sampler import SamplerThread, Ticket, Weights
@@ -39,6 +39,7 @@ from engine.backends.values import (
     ModelInput,
     SampleRequest,
 )
+from engine.completion import tell_all
 
 _TEXT_ONLY = "the local backend reads text only"
 
@@ -222,6 +223,31 @@ class LocalBackend:
         context ends there, with stop reason "length". Only what `request.params.stop` lists ends a completion early: an
         end-of-text token does when it is listed.
         """
+        return await self._sample(snapshot, request, None)
+
+    async def sample_streaming(
+        self, snapshot: Snapshot, request: SampleRequest, on_token: Callable[[int, int, float], None]
+    ) -> Sequence[Completion]:
+        """Like `sample`; `on_token(index, token, logprob)` is called in this event loop as tokens are drawn."""
+        call = thread_safe_call()
+        told = [0] * request.num_samples
+
+        def tell(index: int, token: int, logprob: float) -> None:
+            if told[index] >= 0:
+                told[index] += 1
+                on_token(index, token, logprob)
+
+        completions = await self._sample(
+            snapshot, request, lambda index, token, logprob: call(lambda: tell(index, token, logprob))
+        )
+        # The last tokens' calls may still be on their way to the loop: what they would tell is told now, and they find nothing left to do.
+        late, told[:] = list(told), [-1] * len(told)
+        tell_all(completions, on_token, late)
+        return completions
+
+    async def _sample(
+        self, snapshot: Snapshot, request: SampleRequest, on_token: Callable[[int, int, float], None] | None
+    ) -> Sequence[Completion]:
         weights = self._weights(snapshot)
         check_input("prompt", request.prompt, vocab_size=self._assembly.vocab_size, no_images=_TEXT_ONLY)
         check_sampling(request.params)
@@ -231,7 +257,7 @@ class LocalBackend:
                 f"prompt: {length} tokens leave no room for an answer in the model's context of {context}"
             )
         room = request.params.max_tokens if context is None else context - length
-        ticket = Ticket(request, weights, room, Future())
+        ticket = Ticket(request, weights, room, Future(), on_token)
         self._sampler.post(ticket)
         try:
             return await wait_for(ticket.future)

@@ -62,6 +62,8 @@ class Ticket:
     room: int
     """Positions that the context leaves behind the prompt."""
     future: Future[list[Completion]]
+    on_token: Callable[[int, int, float], None] | None = None
+    """Told of every token (index of the sample, token, logprob), in the sampler's thread."""
     cancelled: bool = False
     started: int = 0
     prefix: Prefix | None = None
@@ -85,6 +87,8 @@ class _Row:
         """Appends a token; why the sample ends with it, if it does."""
         self.tokens.append(token)
         self.logprobs.append(logprob)
+        if self.ticket.on_token is not None:
+            self.ticket.on_token(self.index, token, logprob)
         if self.stop.reached(self.tokens):
             return "stop"
         return "length" if len(self.tokens) >= self.limit else None
