@@ -10,14 +10,16 @@ gives `--learning-rate.peak 5e-4 --learning-rate.shape cosine --learning-rate.wa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import attrs
 
 from engine.training.hyperparameters import learning_rate_for
 from engine.training.schedules import LearningRateSchedule, ScheduleShape
-from recipes.models import ModelConfig
+from recipes.models import SMOLLM2, ModelConfig
 
 _positive: Any = attrs.validators.optional(attrs.validators.gt(0.0))
 
@@ -40,10 +42,21 @@ class LearningRateConfig:
         if self.peak is not None:
             return self.peak
         try:
-            return learning_rate_for(config.model, lora=config.lora_rank is not None)
+            return learning_rate_for(_known_by(config.model), lora=config.lora_rank is not None)
         except ValueError as error:
             raise ValueError(f"--learning-rate.peak must be given: {error}") from None
 
     def over(self, steps: int) -> Callable[[int], float]:
         """The share of the peak at each of a run's steps. A warm-up longer than the run ends with it."""
         return LearningRateSchedule(self.shape, min(self.warmup_steps, max(0, steps - 1)), self.floor).over(steps)
+
+
+def _known_by(model: str) -> str | Mapping[str, Any]:
+    """What a model's learning rate is looked up by: its name, or, where it lies in a directory, its configuration."""
+    if model == SMOLLM2:
+        return "SmolLM2-135M"
+    path = Path(model).expanduser() / "config.json"
+    if path.exists():
+        configuration: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return configuration
+    return model

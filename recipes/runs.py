@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import attrs
 
@@ -17,7 +17,10 @@ from recipes.models import TINY, ModelConfig
 if TYPE_CHECKING:
     from actors import RunResult, RunSettings
 
-C = TypeVar("C", bound="RunConfig")
+C = TypeVar("C", bound=ModelConfig)
+BestIs = Literal["highest", "lowest"]
+
+_at_least_one: Any = attrs.validators.optional(attrs.validators.ge(1))
 
 
 @attrs.frozen(kw_only=True)
@@ -32,6 +35,18 @@ class RunConfig(ModelConfig):
     """Go on with the run in --run-dir, with its configuration."""
     checkpoint_every: int = attrs.field(default=20, validator=attrs.validators.ge(1))
     """Steps between checkpoints."""
+    keep_checkpoints: int | None = attrs.field(default=3, validator=_at_least_one)
+    """How many of the newest checkpoints stay; None: all."""
+    keep_every: int | None = attrs.field(default=None, validator=_at_least_one)
+    """Checkpoints whose step is a multiple of this stay, too."""
+    best_metric: str | None = None
+    """Metric of an evaluation, as <evaluation>/<metric>, by which the best checkpoint is kept too; None: none is."""
+    best_is: BestIs = "highest"
+    """Which value of --best-metric is best."""
+    checkpoint_ttl: float | None = attrs.field(
+        default=None, validator=attrs.validators.optional(attrs.validators.gt(0.0))
+    )
+    """Seconds after which a server may drop a checkpoint, those of --keep-every and the last one excepted; None: never. local has no such thing."""
 
     def __attrs_post_init__(self) -> None:
         if self.resume and self.run_dir is None:
@@ -78,8 +93,17 @@ def begin(config: RunConfig, recipe: str) -> Path:
 def settings(config: RunConfig, directory: Path) -> RunSettings:
     """How the engine keeps this run."""
     from actors import RunSettings
+    from engine.storage import Best
 
-    return RunSettings(directory, resume=config.resume, checkpoint_every=config.checkpoint_every)
+    return RunSettings(
+        directory,
+        resume=config.resume,
+        checkpoint_every=config.checkpoint_every,
+        keep_checkpoints=config.keep_checkpoints,
+        keep_every=config.keep_every,
+        best=Best(config.best_metric, config.best_is == "highest") if config.best_metric is not None else None,
+        time_to_live=config.checkpoint_ttl,
+    )
 
 
 def tell(

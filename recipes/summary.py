@@ -1,12 +1,18 @@
-"""What a run has learnt, in a few lines for the terminal: reward, evaluations, and answers before and after."""
+"""What a run has learnt, in a few lines for the terminal: reward or likelihood, evaluations, and answers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 from engine.telemetry.figures import REWARD
-from engine.telemetry.record import Row, RunRecord
+from engine.telemetry.record import Row, RunRecord, read_run
+
+if TYPE_CHECKING:
+    from engine.data import Conversation, Examples
+    from recipes.models import OpenedModel
 
 STEPS = 3
 """Steps at either end whose mean stands for the beginning and the end."""
@@ -56,3 +62,67 @@ def _samples(when: str, samples: Sequence[Row]) -> Iterator[str]:
 def _short(text: object, width: int = WIDTH) -> str:
     line = " ".join(str(text).split())
     return line if len(line) <= width else line[: width - 1] + "…"
+
+
+# ---- supervised runs
+
+
+def likelihood_learnt(directory: Path) -> list[str]:
+    """The lines of a supervised run: loss, evaluations, and what of the data was left out."""
+    record = read_run(directory)
+    losses = [float(row["train/mean_nll"]) for row in record.rows if row.get("train/mean_nll") is not None]
+    if not losses:
+        return []
+    few = min(STEPS, max(1, len(losses) // 2))
+    lines = [
+        f"nll       {fmean(losses[:few]):.3f} over the first {few} steps, {fmean(losses[-few:]):.3f} over the last {few} of {len(losses)}"
+    ]
+    for name in dict.fromkeys(str(row.get("name")) for row in record.evaluations):
+        rows = [row for row in record.evaluations if row.get("name") == name]
+        first, last = rows[0], rows[-1]
+        for metric in last["metrics"]:
+            before = f"{first['metrics'][metric]:.4g} at step {first['step']}, " if first is not last else ""
+            lines.append(f"{name:<9} {metric}: {before}{last['metrics'][metric]:.4g} at step {last['step']}")
+    counts = {what: int(sum(row.get(f"data/{what}") or 0 for row in record.rows)) for what in _COUNTED}
+    if any(counts[what] for what in _COUNTED if what != "rows"):
+        said = ", ".join(
+            words.format(counts[what]) for what, words in _COUNTED.items() if what != "rows" and counts[what]
+        )
+        lines.append(f"data      of {counts['rows']} rows {said}")
+    return lines
+
+
+_COUNTED = {
+    "rows": "",
+    "bad_rows": "{} did not fit and were left out",
+    "too_long": "{} examples were too long and left out",
+    "truncated": "{} examples were cut short",
+}
+
+
+async def sampled_answers(opened: OpenedModel, examples: Examples[Conversation], count: int) -> list[str]:
+    """`question   answer   (what stands there)` for the last answer of a few conversations, sampled greedily."""
+    from engine.backends.values import SamplingParams
+    from engine.completion import PolicyCompleter, SnapshotPolicy
+    from engine.data import BadRow
+    from engine.runtime.offload import offload
+
+    lines: list[str] = []
+    snapshot = await opened.backend.snapshot().result()
+    completer = PolicyCompleter(SnapshotPolicy(opened.backend, snapshot), opened.renderer)
+    try:
+        for index in range(min(count, len(examples))):
+            try:
+                conversation = await offload(examples.__getitem__, index)
+            except BadRow:
+                continue
+            *asked, last = conversation.messages
+            if not asked or last.role != "assistant":
+                continue
+            reply = await completer.complete(
+                asked, params=SamplingParams(64, temperature=0.0), seed=0, tools=conversation.tools
+            )
+            lines.append(f"  {_short(asked[-1].text, 40)}   {_short(reply.text, 48)}   ({_short(last.text, 48)})")
+    finally:
+        opened.backend.release(snapshot)
+    return ["", "held-out questions, answers, and in brackets what stands there", *lines] if lines else []

@@ -18,6 +18,7 @@ from engine.data.pairs import PairBatches, PairTooLong, all_pairs, pair_datums
 from engine.data.problems import Problem, last_boxed, problem_of, read_problems
 from engine.data.prompts import Prompt, prompt_of, read_prompts
 from engine.data.rows import Row, Rows, Table, rows_of
+from engine.data.supervised import HeldOut, SupervisedBatches, ToDatums, held_out_set
 
 __all__ = [
     "KNOWN_SETS",
@@ -26,6 +27,7 @@ __all__ = [
     "Conversation",
     "DataError",
     "Examples",
+    "HeldOut",
     "KnownSet",
     "LoadRows",
     "OnBadRow",
@@ -36,12 +38,15 @@ __all__ = [
     "Row",
     "Rows",
     "Skipped",
+    "SupervisedBatches",
     "Table",
+    "ToDatums",
     "all_pairs",
     "check_order",
     "comparison_of",
     "conversation_of",
     "find_known",
+    "held_out_set",
     "last_boxed",
     "load_rows",
     "pair_datums",

@@ -81,9 +81,9 @@ class Examples(Generic[T]):
         """A view of those at these indices."""
         return self.on(self.rows.select(indices))
 
-    def shuffled(self, seed: int) -> Examples[T]:
-        """All, in an order that follows from the seed alone."""
-        return self.on(self.rows.shuffled(seed))
+    def shuffled(self, *seed: int) -> Examples[T]:
+        """All, in an order that follows from the seed (of one number or several) alone."""
+        return self.on(self.rows.shuffled(*seed))
 
     def take(self, count: int) -> Examples[T]:
         """The first `count`, or all where there are fewer."""

@@ -95,9 +95,9 @@ class Rows(Sequence[Row]):
         chosen_V = np.asarray(indices, np.int64)
         return attrs.evolve(self, positions_V=chosen_V if self.positions_V is None else self.positions_V[chosen_V])
 
-    def shuffled(self, seed: int) -> Rows:
-        """All rows in an order that follows from the seed alone."""
-        return self.select(np.random.default_rng(seed).permutation(len(self)))
+    def shuffled(self, *seed: int) -> Rows:
+        """All rows in an order that follows from the seed (of one number or several) alone."""
+        return self.select(_generator(*seed).permutation(len(self)))
 
     def take(self, count: int) -> Rows:
         """The first `count`, or all where there are fewer."""
@@ -116,7 +116,7 @@ class Rows(Sequence[Row]):
         if not 0 < count < len(self):
             raise DataError(f"{self.name}: {held_out} of its {len(self)} rows cannot be held out: both parts need rows")
         drawn = np.zeros(len(self), bool)
-        drawn[np.random.default_rng(seed).permutation(len(self))[:count]] = True
+        drawn[_generator(seed).permutation(len(self))[:count]] = True
         return self.select(np.flatnonzero(~drawn)), self.select(np.flatnonzero(drawn))
 
     def _position(self, index: int) -> int:
@@ -195,6 +195,10 @@ def rows_of(rows: Sequence[Row], name: str = "rows", *, schema: str | None = Non
     if not rows:
         raise DataError(f"{name}: there are no rows")
     return Rows(InMemory(name, rows), schema)
+
+
+def _generator(*seed: int) -> np.random.Generator:
+    return np.random.default_rng([number % 2**64 for number in seed])  # negative ones, too
 
 
 def _listed(row: Row) -> str:

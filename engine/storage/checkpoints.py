@@ -163,7 +163,7 @@ def select_checkpoint(run: Path, which: Which = "latest") -> StoredCheckpoint:
         best = best_of(run)
         if best is None:
             raise RunDirectoryError(
-                f"{run} keeps no best checkpoint (it was run without --best.metric); there are {_steps(by_step)}"
+                f"{run} keeps no best checkpoint (it was run without --best-metric); there are {_steps(by_step)}"
             )
         step = best.find(read_lines(run / EVALUATIONS), by_step)
         if step is None:
