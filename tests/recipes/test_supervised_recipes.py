@@ -36,6 +36,10 @@ def losses(directory: Path) -> list[float]:
     return [row["train/mean_nll"] for row in lines(directory / "metrics.jsonl")]
 
 
+def evaluations(directory: Path) -> list[dict[str, Any]]:
+    return lines(directory / "evaluations.jsonl")
+
+
 # --- what they learn
 
 
@@ -97,7 +101,9 @@ def test_a_run_that_goes_on_repeats_and_skips_nothing(tmp_path: Path, ahead: int
         (broken / "checkpoints.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         run(attrs.evolve(config, run_dir=broken, resume=True))
         assert losses(broken) == losses(whole)
-        assert lines(broken / "evaluations.jsonl") == lines(whole / "evaluations.jsonl")
+        for mine, theirs in zip(evaluations(broken), evaluations(whole), strict=True):
+            # What is scored together depends on the moment, and with it the last digits.
+            assert mine == {**theirs, "metrics": pytest.approx(theirs["metrics"], rel=1e-5)}
         assert [event["step"] for event in lines(broken / "events.jsonl") if event["event"] == "resumed"][-1] == keep
     weights = [select_checkpoint(path).path / "trainer" / "weights.safetensors" for path in (whole, broken)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
