@@ -98,7 +98,7 @@ async def run(config: Config, ports: Ports = DEFAULT) -> RunResult:
     return result
 
 
-def _batches(config: Config, train: Examples[Conversation], opened: OpenedModel) -> SupervisedBatches:
+def _batches(config: Config, train: Examples[Conversation], opened: OpenedModel) -> SupervisedBatches[Conversation]:
     from engine.data import SupervisedBatches
 
     batches = SupervisedBatches(
@@ -127,7 +127,7 @@ async def _train(
     config: Config,
     directory: Path,
     opened: OpenedModel,
-    batches: SupervisedBatches,
+    batches: SupervisedBatches[Conversation],
     held_out: HeldOut | None,
     stop: StopRequest,
     peak: float,

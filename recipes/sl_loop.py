@@ -25,7 +25,7 @@ from recipes.ports import DEFAULT, Ports
 if TYPE_CHECKING:
     from engine.backends.ports import Backend, Pending
     from engine.backends.values import Datum, ForwardBackwardResult
-    from engine.data import SupervisedBatches
+    from engine.data import Conversation, SupervisedBatches
 
 _at_least_one: Any = attrs.validators.ge(1)
 
@@ -90,7 +90,7 @@ async def run(config: Config, ports: Ports = DEFAULT) -> list[float]:
     return losses
 
 
-async def train_on(backend: Backend, batches: SupervisedBatches, config: Config) -> list[float]:
+async def train_on(backend: Backend, batches: SupervisedBatches[Conversation], config: Config) -> list[float]:
     """The loop: submit a step, then wait for the one before."""
     from engine.backends.values import AdamParams, Loss
     from engine.runtime.offload import offload

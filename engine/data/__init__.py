@@ -14,7 +14,7 @@ from engine.data.conversations import Conversation, check_order, conversation_of
 from engine.data.errors import BadRow, DataError
 from engine.data.examples import Examples, OnBadRow, Skipped
 from engine.data.loading import LoadRows, load_rows
-from engine.data.pairs import PairBatches, PairTooLong, all_pairs, pair_datums
+from engine.data.pairs import PairTooLong, ToPairs, held_out_pairs, pair_batches, pair_datums
 from engine.data.problems import Problem, last_boxed, problem_of, read_problems
 from engine.data.prompts import Prompt, prompt_of, read_prompts
 from engine.data.rows import Row, Rows, Table, rows_of
@@ -31,7 +31,6 @@ __all__ = [
     "KnownSet",
     "LoadRows",
     "OnBadRow",
-    "PairBatches",
     "PairTooLong",
     "Problem",
     "Prompt",
@@ -41,14 +40,16 @@ __all__ = [
     "SupervisedBatches",
     "Table",
     "ToDatums",
-    "all_pairs",
+    "ToPairs",
     "check_order",
     "comparison_of",
     "conversation_of",
     "find_known",
+    "held_out_pairs",
     "held_out_set",
     "last_boxed",
     "load_rows",
+    "pair_batches",
     "pair_datums",
     "problem_of",
     "prompt_of",

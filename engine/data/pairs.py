@@ -1,15 +1,16 @@
-"""Comparisons as pairs of datums, and batches of whole pairs: what DPO trains on.
+"""Comparisons as pairs of datums: what DPO trains on.
 
-    Comparison ──renderer──> prompt + chosen, prompt + rejected ──> (chosen datum, rejected datum) ──> batch: chosen, rejected, chosen, rejected, ...
+    Comparison ──renderer──> prompt + chosen, prompt + rejected ──> (chosen datum, rejected datum)
+    pair_batches(read_comparisons(rows), ToPairs(renderer=renderer))         chosen, rejected, chosen, rejected, ...
 
-Nothing is padded: a datum is as long as its tokens. The answers' tokens alone have weight.
+Nothing is padded: a datum is as long as its tokens. The answers' tokens alone have weight. A pair stays whole: it is in a batch with both its datums or not at all.
 """
 
 from __future__ import annotations
 
-import math
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import attrs
 import numpy as np
@@ -17,24 +18,17 @@ from numpy.typing import NDArray
 
 from engine.backends.values import Datum
 from engine.data.comparisons import Comparison
-from engine.data.errors import BadRow
+from engine.data.errors import DataError
+from engine.data.examples import Examples, OnBadRow
+from engine.data.supervised import SupervisedBatches, datums_of
 from engine.rendering import Message, Renderer, TrainOnWhat
-from engine.training.supervised import Batch, supervised_datum
+from engine.training.supervised import supervised_datum
 
-TooLong = Literal["error", "skip"]
-_positive: Any = attrs.validators.ge(1)
+PairTooLongPolicy = Literal["error", "skip"]
 
 
 class PairTooLong(ValueError):
     """An answer has more tokens, its prompt included, than it may have."""
-
-
-class Comparisons(Protocol):
-    """Comparisons by position: what `read_comparisons` gives, or a list."""
-
-    def __getitem__(self, index: int, /) -> Comparison: ...
-
-    def __len__(self) -> int: ...
 
 
 def pair_datums(renderer: Renderer, comparison: Comparison, *, max_tokens: int | None = None) -> tuple[Datum, Datum]:
@@ -84,80 +78,56 @@ def _before_the_answer(datum: Datum) -> NDArray[Any]:
 
 
 @attrs.frozen(kw_only=True)
-class PairBatches:
-    """Batches of pairs by position, for `actors.train_supervised`: step i trains on pairs i·n to (i+1)·n − 1 of the epochs laid end to end.
+class ToPairs:
+    """How a comparison becomes its two datums."""
 
-    Each epoch is walked in its own order. The last batch of all may be smaller; no pair is left out but those that are too long, by setting, which the
-    batch's metrics count (`data/pairs`, `data/pairs_too_long`).
-    """
-
-    comparisons: Comparisons
     renderer: Renderer
-    pairs_per_batch: int = attrs.field(default=32, validator=_positive)
-    epochs: int = attrs.field(default=1, validator=_positive)
-    shuffle: bool = True
-    seed: int = 0
-    max_tokens: int | None = attrs.field(default=None, validator=attrs.validators.optional(_positive))
-    """Most tokens of an answer with its prompt; None: no limit."""
-    too_long: TooLong = "error"
-    """What to do with a pair of which one answer is longer: an error, or leave it out and count it."""
+    max_tokens: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(2)))
+    """The most tokens of an answer with its prompt; None: no limit."""
+    too_long: PairTooLongPolicy = "error"
+    """What to do with a pair of which one answer is longer: an error, or leave it out and count it (`data/too_long`)."""
 
-    def __attrs_post_init__(self) -> None:
-        if not len(self.comparisons):
-            raise ValueError("there are no comparisons to train on")
-
-    def __len__(self) -> int:
-        return math.ceil(self.epochs * len(self.comparisons) / self.pairs_per_batch)
-
-    def __getitem__(self, index: int) -> Batch:
-        if not 0 <= index < len(self):
-            raise IndexError(f"batch {index} of {len(self)}")
-        first = index * self.pairs_per_batch
-        last = min(first + self.pairs_per_batch, self.epochs * len(self.comparisons))
-        data: list[Datum] = []
-        too_long: list[ValueError] = []
-        for row in self._rows(first, last):
-            try:
-                data.extend(pair_datums(self.renderer, self.comparisons[row], max_tokens=self.max_tokens))
-            except PairTooLong as error:
-                if self.too_long == "error":
-                    raise BadRow(_place(self.comparisons, row), str(error)) from error
-                too_long.append(error)
-            except BadRow:
-                raise
-            except ValueError as error:
-                raise BadRow(_place(self.comparisons, row), str(error)) from error
-        if not data:
-            raise ValueError(f"none of its {last - first} pairs fits: {too_long[0]}; raise max_tokens")
-        return Batch(tuple(data), {"data/pairs": len(data) / 2, "data/pairs_too_long": float(len(too_long))})
-
-    def _rows(self, first: int, last: int) -> list[int]:
-        """Which comparisons stand at positions `first` to `last` − 1."""
-        size = len(self.comparisons)
-        orders = {epoch: self._order(epoch) for epoch in range(first // size, (last - 1) // size + 1)}
-        return [int(orders[position // size][position % size]) for position in range(first, last)]
-
-    def _order(self, epoch: int) -> NDArray[np.int64]:
-        if not self.shuffle:
-            return np.arange(len(self.comparisons))
-        return np.random.default_rng((self.seed, epoch)).permutation(len(self.comparisons))
+    def __call__(self, comparison: Comparison, counts: Counter[str]) -> list[Datum]:
+        """Chosen and rejected; nothing for a pair that is left out. Raises ValueError for one that cannot be trained on."""
+        try:
+            return list(pair_datums(self.renderer, comparison, max_tokens=self.max_tokens))
+        except PairTooLong as error:
+            if self.too_long == "error":
+                raise DataError(f"{error}: raise it, or have such pairs skipped") from error
+            counts["data/too_long"] += 1
+            return []
 
 
-def all_pairs(
-    renderer: Renderer, comparisons: Comparisons, *, max_tokens: int | None = None, too_long: TooLong = "error"
-) -> Batch:
-    """Every comparison as a pair, in order: what an evaluation scores. Metrics and errors as those of `PairBatches`."""
-    whole = PairBatches(
-        comparisons=comparisons,
-        renderer=renderer,
-        pairs_per_batch=len(comparisons),
-        shuffle=False,
-        max_tokens=max_tokens,
-        too_long=too_long,
+def pair_batches(
+    comparisons: Examples[Comparison],
+    to_pairs: ToPairs,
+    *,
+    batch_size: int = 32,
+    epochs: int = 1,
+    shuffle: bool = True,
+    seed: int = 0,
+    on_bad_row: OnBadRow = "error",
+) -> SupervisedBatches[Comparison]:
+    """Batches of `batch_size` whole pairs, with the weights 1 that DPO's sums over answers need."""
+    return SupervisedBatches(
+        examples=comparisons,
+        to_datums=to_pairs,
+        batch_size=batch_size,
+        epochs=epochs,
+        shuffle=shuffle,
+        seed=seed,
+        on_bad_row=on_bad_row,
+        mean=False,
     )
-    return whole[0]
 
 
-def _place(comparisons: Comparisons, row: int) -> str:
-    where = getattr(comparisons, "where", None)
-    return str(where(row)) if where is not None else f"comparison {row}"
+def held_out_pairs(
+    comparisons: Examples[Comparison], to_pairs: ToPairs, on_bad_row: OnBadRow = "error"
+) -> tuple[list[Datum], Counter[str]]:
+    """All pairs, in order, for an evaluation, and what was counted. Raises DataError where none is left."""
+    datums, counts, reasons = datums_of(comparisons, range(len(comparisons)), to_pairs, on_bad_row)
+    if not datums:
+        raise DataError(
+            f"{comparisons.name}: none of its {len(comparisons)} held-out pairs can be scored: {'; '.join(reasons) or 'all are too long'}"
+        )
+    return datums, counts

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import Literal
+from typing import Generic, Literal, Protocol, TypeVar
 
 import attrs
 import numpy as np
@@ -21,8 +21,18 @@ from engine.data.examples import SHOWN, Examples, OnBadRow
 from engine.rendering import Renderer, TrainOnWhat, Vocabulary
 from engine.training.supervised import Batch, supervised_datum
 
+T = TypeVar("T")
+T_contra = TypeVar("T_contra", contravariant=True)
 TooLong = Literal["error", "truncate", "skip"]
 COUNTS = ("data/rows", "data/bad_rows", "data/too_long", "data/truncated")
+
+
+class Converter(Protocol[T_contra]):
+    """How an example becomes datums."""
+
+    def __call__(self, example: T_contra, counts: Counter[str], /) -> list[Datum]:
+        """The datums, none for an example that is left out; counts what was left out or cut. Raises ValueError for one that cannot be trained on."""
+        ...
 
 
 @attrs.frozen(kw_only=True)
@@ -56,13 +66,14 @@ class ToDatums:
 
 
 @attrs.frozen(kw_only=True)
-class SupervisedBatches:
+class SupervisedBatches(Generic[T]):
     """A dataset of batches, `epochs` walks over the examples, each in its own order. Building one tokenises: not on an event loop."""
 
-    examples: Examples[Conversation]
-    to_datums: ToDatums
+    examples: Examples[T]
+    to_datums: Converter[T]
+    """`ToDatums` for conversations, `ToPairs` for comparisons, or one's own."""
     batch_size: int = attrs.field(default=32, validator=attrs.validators.ge(1))
-    """Conversations a step. The last step of an epoch has what is left."""
+    """Examples a step. The last step of an epoch has what is left."""
     epochs: int = attrs.field(default=1, validator=attrs.validators.ge(1))
     shuffle: bool = True
     seed: int = 0
@@ -72,7 +83,7 @@ class SupervisedBatches:
     """Weights of a step add up to 1, so that its loss and gradient are means over tokens; otherwise they are sums."""
     reasons: list[str] = attrs.field(factory=list, init=False, eq=False)
     """Why rows were left out, for the first few of this process."""
-    _order: dict[int, Examples[Conversation]] = attrs.field(factory=dict, init=False, eq=False, repr=False)
+    _order: dict[int, Examples[T]] = attrs.field(factory=dict, init=False, eq=False, repr=False)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -97,7 +108,7 @@ class SupervisedBatches:
             raise DataError(f"step {index}: none of its {len(chosen)} rows can be trained on: {why}")
         return Batch(tuple(_scaled(datums) if self.mean else datums), {name: float(counts[name]) for name in COUNTS})
 
-    def _ordered(self, epoch: int) -> Examples[Conversation]:
+    def _ordered(self, epoch: int) -> Examples[T]:
         if not self.shuffle:
             return self.examples
         if epoch not in self._order:
@@ -107,7 +118,7 @@ class SupervisedBatches:
 
 
 def datums_of(
-    examples: Examples[Conversation], chosen: range, to_datums: ToDatums, on_bad_row: OnBadRow
+    examples: Examples[T], chosen: range, to_datums: Converter[T], on_bad_row: OnBadRow
 ) -> tuple[list[Datum], Counter[str], list[str]]:
     """Datums of the chosen rows, what was counted, and why rows were left out. Raises BadRow or DataError naming the row."""
     counts: Counter[str] = Counter({"data/rows": len(chosen)})

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
+import attrs
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.backends.values import Datum
-from engine.data import BadRow, Comparison, PairBatches, PairTooLong, all_pairs, pair_datums, read_comparisons, rows_of
-from engine.data.loading import load_rows
+from engine.data import (
+    Comparison,
+    DataError,
+    PairTooLong,
+    Rows,
+    ToPairs,
+    held_out_pairs,
+    load_rows,
+    pair_batches,
+    pair_datums,
+    read_comparisons,
+    rows_of,
+)
 from engine.rendering import Renderer, ToolCallPart, assistant, get_renderer, tool_result, user
 from engine.rendering.registry import control_tokens
 from engine.rendering.vocabulary import byte_vocabulary
@@ -25,10 +36,6 @@ PAIR = Comparison((user("2 + 3?"),), (assistant("5"),), (assistant("it is 6"),))
 def trained(renderer: Renderer, datum: Datum) -> str:
     weights = datum.loss_inputs["weights"]
     return renderer.vocabulary.decode(datum.loss_inputs["target_tokens"][weights > 0])
-
-
-def comparison(number: int, length: int = 1) -> Comparison:
-    return Comparison((user(f"{number}?"),), (assistant("x" * length),), (assistant("y"),))
 
 
 def numbers(batch: object) -> list[int]:
@@ -96,82 +103,80 @@ def test_a_pair_that_is_too_long() -> None:
 # ---- batches
 
 
-@given(st.integers(1, 9), st.integers(1, 5), st.integers(1, 3), st.booleans())
-def test_every_epoch_trains_every_pair_once_in_an_order_of_its_own(
-    count: int, size: int, epochs: int, shuffle: bool
-) -> None:
-    batches = PairBatches(
-        comparisons=[comparison(number) for number in range(count)],
-        renderer=COLON,
-        pairs_per_batch=size,
-        epochs=epochs,
-        shuffle=shuffle,
-        seed=3,
+def rows(*lengths: int) -> Rows:
+    return rows_of(
+        [{"prompt": f"{n}?", "chosen": "x" * length, "rejected": "y"} for n, length in enumerate(lengths)], "made"
     )
-    seen = [number for index in range(len(batches)) for number in numbers(batches[index])]
-    assert len(seen) == count * epochs
+
+
+TO_PAIRS = ToPairs(renderer=COLON)
+SHORT = ToPairs(renderer=COLON, max_tokens=40)
+
+
+@given(st.integers(1, 9), st.integers(1, 5), st.integers(1, 3))
+def test_batches_hold_whole_pairs_and_every_epoch_every_pair(count: int, size: int, epochs: int) -> None:
+    batches = pair_batches(read_comparisons(rows(*[1] * count)), TO_PAIRS, batch_size=size, epochs=epochs, seed=3)
+    seen = [numbers(batches[index]) for index in range(len(batches))]
     for epoch in range(epochs):
-        assert sorted(seen[epoch * count : (epoch + 1) * count]) == list(range(count))
-    if not shuffle:
-        assert seen == list(range(count)) * epochs
-    assert [len(batches[index]) for index in range(len(batches) - 1)] == [2 * size] * (len(batches) - 1)
-    # The same position gives the same batch, whichever was asked for before: a resumed run depends on it.
-    again = numbers(batches[len(batches) - 1])
-    assert again == seen[(len(batches) - 1) * size :]
-
-
-def test_orders_differ_by_epoch_and_by_seed() -> None:
-    many = [comparison(number) for number in range(40)]
-    orders = [
-        tuple(numbers(PairBatches(comparisons=many, renderer=COLON, pairs_per_batch=40, epochs=2, seed=seed)[epoch]))
-        for seed in (0, 1)
-        for epoch in (0, 1)
-    ]
-    assert len(set(orders)) == 4
+        order = [
+            number
+            for batch in seen[epoch * batches.batches_per_epoch :][: batches.batches_per_epoch]
+            for number in batch
+        ]
+        assert sorted(order) == list(range(count))
+    for index in range(len(batches)):
+        chosen, rejected = batches[index][0::2], batches[index][1::2]
+        assert [trained(COLON, datum).split()[0] for datum in chosen] == ["x"] * len(seen[index])
+        assert [trained(COLON, datum).split()[0] for datum in rejected] == ["y"] * len(seen[index])
+        assert {float(weight) for datum in batches[index] for weight in datum.loss_inputs["weights"]} == {0.0, 1.0}
 
 
 def test_pairs_that_are_too_long_are_named_or_left_out_and_counted() -> None:
-    rows = [comparison(number, length=50 if number in (1, 4) else 1) for number in range(6)]
-    strict = PairBatches(comparisons=rows, renderer=COLON, pairs_per_batch=3, shuffle=False, max_tokens=40)
-    with pytest.raises(BadRow, match=r"comparison 1: the chosen answer has .* more than the limit of 40"):
+    comparisons = read_comparisons(rows(1, 50, 1, 1, 50, 1))
+    strict = pair_batches(comparisons, SHORT, batch_size=3, shuffle=False)
+    with pytest.raises(
+        DataError, match=r"made, row 2: the chosen answer has .* more than the limit of 40: raise it, or"
+    ):
         strict[0]
-    lenient = PairBatches(
-        comparisons=rows, renderer=COLON, pairs_per_batch=3, shuffle=False, max_tokens=40, too_long="skip"
-    )
-    assert [numbers(lenient[index]) for index in range(2)] == [[0, 2], [3, 5]]
-    assert lenient[0].metrics == {"data/pairs": 2.0, "data/pairs_too_long": 1.0}
-    alone = PairBatches(
-        comparisons=rows, renderer=COLON, pairs_per_batch=1, shuffle=False, max_tokens=40, too_long="skip"
-    )
-    with pytest.raises(ValueError, match=r"none of its 1 pairs fits: the chosen answer has .*; raise max_tokens"):
-        alone[1]
+    lenient = attrs.evolve(SHORT, too_long="skip")
+    batches = pair_batches(comparisons, lenient, batch_size=3, shuffle=False)
+    assert [numbers(batches[index]) for index in range(2)] == [[0, 2], [3, 5]]
+    assert batches[0].metrics == {"data/rows": 3, "data/bad_rows": 0, "data/too_long": 1, "data/truncated": 0}
+    with pytest.raises(DataError, match="none of its 1 rows can be trained on: every example is too long"):
+        pair_batches(comparisons, lenient, batch_size=1, shuffle=False)[1]
+    datums, counts = held_out_pairs(comparisons, lenient)
+    assert (len(datums), counts["data/too_long"]) == (8, 2)
+    with pytest.raises(DataError, match="made: none of its 1 held-out pairs can be scored: all are too long"):
+        held_out_pairs(read_comparisons(rows(50)), lenient)
 
 
-def test_bad_rows_are_named_by_file_and_line(tmp_path: Path) -> None:
+def test_bad_rows_are_named_by_file_and_line_or_left_out_and_counted(tmp_path: Path) -> None:
     file = tmp_path / "pairs.jsonl"
     file.write_text(
         '{"prompt": "q", "chosen": "good", "rejected": "bad"}\n'
         f'{{"prompt": "q", "chosen": "{"x" * 99}", "rejected": "bad"}}\n'
-        '{"prompt": "q", "chosen": "same", "rejected": "same"}\n',
+        '{"prompt": "q", "chosen": "same", "rejected": "same"}\n'
+        '{"messages": [], "chosen": "good", "rejected": "bad"}\n'
+        '{"prompt": [{"role": "assistant", "content": "hi"}], "chosen": "good", "rejected": "bad"}\n',
         encoding="utf-8",
     )
-    batches = PairBatches(
-        comparisons=read_comparisons(load_rows(file)), renderer=COLON, pairs_per_batch=1, shuffle=False, max_tokens=60
-    )
+    comparisons = read_comparisons(load_rows(file))
+    batches = pair_batches(comparisons, attrs.evolve(SHORT, max_tokens=60), batch_size=1, shuffle=False)
     assert len(batches[0]) == 2
-    with pytest.raises(BadRow, match=r"pairs\.jsonl, line 2: the chosen answer has"):
-        batches[1]
-    with pytest.raises(BadRow, match=r"pairs\.jsonl, line 3: the chosen and the rejected answer are the same"):
-        batches[2]
-    kept = read_comparisons(load_rows(file), on_bad_row="skip")
-    assert (len(kept), kept.skipped.count) == (2, 1)
-
-
-def test_all_pairs_in_order() -> None:
-    held_out = all_pairs(
-        COLON, read_comparisons(rows_of([{"prompt": f"{n}?", "chosen": "a", "rejected": "b"} for n in range(3)]))
-    )
-    assert numbers(held_out) == [0, 1, 2]
-    assert Counter(trained(COLON, datum).split()[0] for datum in held_out) == {"a": 3, "b": 3}
-    with pytest.raises(ValueError, match="no comparisons"):
-        PairBatches(comparisons=[], renderer=COLON)
+    for index, message in enumerate(
+        (
+            "line 2: the chosen answer has",
+            "line 3: the chosen and the rejected answer are the same",
+            "line 4, field 'messages'",
+            "line 5, field 'chosen': roles out of order: message 0, of the role 'assistant', stands first",
+        ),
+        1,
+    ):
+        with pytest.raises(DataError, match=rf"pairs\.jsonl, {message}"):
+            batches[index]
+    lenient = attrs.evolve(SHORT, max_tokens=60, too_long="skip")
+    (batch,) = pair_batches(comparisons, lenient, shuffle=False, on_bad_row="skip")
+    assert len(batch) == 2
+    assert batch.metrics == {"data/rows": 5, "data/bad_rows": 3, "data/too_long": 1, "data/truncated": 0}
+    _, counts = held_out_pairs(comparisons, lenient, on_bad_row="skip")
+    assert counts["data/bad_rows"] == 3

@@ -32,7 +32,7 @@ def test_another_package_adds_a_backend_by_an_entry_point(monkeypatch: pytest.Mo
     entry = EntryPoint("theirs", "recipes.models:open_local", models.ENTRY_POINTS)
     monkeypatch.setattr(models, "entry_points", lambda *, group: [entry] if group == models.ENTRY_POINTS else [])
     assert find_opener("theirs") is models.open_local
-    with pytest.raises(ValueError, match="local, .*theirs"):
+    with pytest.raises(ValueError, match=r"local, .*theirs"):
         find_opener("nobody's")
 
 
