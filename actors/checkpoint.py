@@ -22,6 +22,7 @@ from actors.sampler import Sampler
 from engine.backends.errors import UnusableState
 from engine.backends.ports import Backend, Pending, Snapshot
 from engine.runtime.offload import offload
+from engine.storage.blobs import BlobStore
 from engine.storage.checkpoints import CheckpointStore, StoredCheckpoint, UnusableCheckpoint
 from engine.storage.encoding import read_value, write_value
 from engine.storage.keeping import Best, Keeping
@@ -50,6 +51,9 @@ class RunSettings:
     """Keep the best checkpoint, too, by a metric of an evaluation."""
     time_to_live: float | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.gt(0)))
     """Seconds after which a server may drop a checkpoint's weights, where the backend has such a thing. Those of `keep_every` and the run's last one have none."""
+
+    mirror: BlobStore | None = None
+    """Where to keep a copy of the run, brought up to date behind every checkpoint, so that it can go on on another machine (`engine.storage.mirror`)."""
 
     @property
     def keeping(self) -> Keeping:

@@ -9,10 +9,13 @@ A checkpoint becomes valid only after the metrics of all its steps are on disk, 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
+import anyio
+
 from actors.reports import CheckpointReport, EvaluationReport, Note, Observer, Report, StepReport
-from engine.runtime.channels import Receiver
+from engine.runtime.channels import Receiver, Sender
 from engine.runtime.instrumentation import Tracer
 from engine.runtime.offload import offload
 from engine.storage.checkpoints import CheckpointStore
@@ -41,8 +44,8 @@ class Logger:
         """Metrics by step, kept only where there is no run directory to read them from."""
         self.evaluations: list[EvaluationReport] = []
 
-    async def run(self, reports: Receiver[Report]) -> None:
-        """Writes what comes until nobody can send any more."""
+    async def run(self, reports: Receiver[Report], saved: Sender[int] | None = None) -> None:
+        """Writes what comes until nobody can send any more. `saved` is told of every checkpoint."""
         async for report in reports:
             match report:
                 case StepReport():
@@ -51,6 +54,9 @@ class Logger:
                     await self._evaluation(report)
                 case CheckpointReport():
                     await self._checkpoint(report)
+                    if saved is not None:
+                        with suppress(anyio.WouldBlock):  # it has one to see to yet, and will find this one then
+                            saved.send_nowait(report.version)
                 case Note():
                     self._note(report.text)
 

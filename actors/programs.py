@@ -22,6 +22,7 @@ from actors.batches import BatchCursor, BatchDataset, BatchFeed, BatchSource, Bu
 from actors.checkpoint import RunSettings
 from actors.evaluator import DueEvaluations, Evaluation, EvaluationPlan, Evaluator
 from actors.learning import Feed, LearningSettings, StopRequest
+from actors.mirroring import Mirroring
 from actors.prediction import LengthPredictor, RunningMean
 from actors.reports import Observer, Report
 from actors.rl_feed import GroupFeed
@@ -340,7 +341,13 @@ async def _run(
     actors.declare(program)
     program.actor("trainer", trainer.run, reports.sender(), inbox.asker(), owns=actors.trainer_owns)
     program.actor("evaluator", Evaluator(run.sampler, run.tracer, run.pending_evaluations).run, inbox, reports.sender())
-    program.drain("logger", run.logger.run, reports.receiver())
+    if run.directory is not None and run.settings.mirror is not None:
+        saved: Channel[int] = Channel("saved checkpoints", 1)
+        program.drain("logger", run.logger.run, reports.receiver(), saved.sender())
+        mirroring = Mirroring(run.directory.path, run.settings.mirror, run.note)
+        program.drain("mirror", mirroring.run, saved.receiver())
+    else:
+        program.drain("logger", run.logger.run, reports.receiver())
     try:
         await program.run()
     finally:

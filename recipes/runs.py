@@ -47,6 +47,8 @@ class RunConfig(ModelConfig):
         default=None, validator=attrs.validators.optional(attrs.validators.gt(0.0))
     )
     """Seconds after which a server may drop a checkpoint, those of --keep-every and the last one excepted; None: never. local has no such thing."""
+    mirror: str | None = None
+    """Where to keep a copy of the run, brought up to date behind every checkpoint: a directory, or s3://bucket/path. `recipes.mirror` gets it back."""
 
     def __attrs_post_init__(self) -> None:
         if self.resume and self.run_dir is None:
@@ -94,6 +96,7 @@ def settings(config: RunConfig, directory: Path) -> RunSettings:
     """How the engine keeps this run."""
     from actors import RunSettings
     from engine.storage import Best
+    from engine.storage.blobs import open_blobs
 
     return RunSettings(
         directory,
@@ -103,6 +106,7 @@ def settings(config: RunConfig, directory: Path) -> RunSettings:
         keep_every=config.keep_every,
         best=Best(config.best_metric, config.best_is == "highest") if config.best_metric is not None else None,
         time_to_live=config.checkpoint_ttl,
+        mirror=None if config.mirror is None else open_blobs(config.mirror),
     )
 
 
