@@ -3,59 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 
-from engine.data import KNOWN_SETS, DataError, LoadRows, OnBadRow, Rows, read_conversations
+from engine.data import LoadRows, Rows, read_conversations
 from engine.data.supervised import TooLong
 from engine.rendering.supervision import TrainOnWhat
-from recipes import runs
+from recipes.row_data import RowsConfig, load_split
 
 if TYPE_CHECKING:
     from engine.data import Conversation, Examples, ToDatums
     from engine.rendering import Renderer
 
-_positive: Any = attrs.validators.optional(attrs.validators.ge(1))
-_at_least_two: Any = attrs.validators.optional(attrs.validators.ge(2))
-
-MOST_HELD_OUT = 128
-
 
 @attrs.frozen(kw_only=True)
-class ConversationConfig(runs.RunConfig):
+class ConversationConfig(RowsConfig):
     """Conversations, and how they become training sequences."""
 
     dataset: str | None = None
     """no_robots, tulu3, or any data set of conversations on the Hugging Face hub, as owner/name; None: --data, or chats made here."""
-    subset: str | None = None
-    """Configuration of the hub's data set; None: the default one."""
-    split: str = "train"
-    """Split of the hub's data set that is trained on."""
     data: Path | None = None
     """Local conversations instead: a .jsonl, .json, .parquet or .csv file, or a directory of them."""
-    test_data: Path | None = None
-    """Local conversations for evaluation; None: the hub set's own test split where it is known, or --held-out rows of what is trained on."""
-    held_out: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(0)))
-    """Conversations for evaluation, where they are taken out of what is trained on, or at most so many of test data; 0: none. None: at most 128, and no more
-    than a tenth of what is trained on."""
-    limit: int | None = attrs.field(default=None, validator=_positive)
-    """Rows to take at most, the first ones."""
     train_on: TrainOnWhat = TrainOnWhat.ALL_ASSISTANT_MESSAGES
     """What of a conversation is learnt."""
-    max_tokens: int | None = attrs.field(default=2048, validator=_at_least_two)
-    """The most tokens of an example; None: no limit."""
     too_long: TooLong = "truncate"
-    """What to do with longer ones. truncate and skip are counted in the metrics."""
-    on_bad_row: OnBadRow = "error"
-    """What to do with a row that is no conversation, has roles out of order, or nothing to learn from. skip is counted in the metrics."""
+    """What to do with examples of more than --max-tokens. truncate and skip are counted in the metrics."""
     any_order: bool = False
     """Take messages whose roles come in an order that no chat has."""
-
-    def __attrs_post_init__(self) -> None:
-        super().__attrs_post_init__()
-        if self.dataset is not None and self.data is not None:
-            raise ValueError("dataset cannot be given beside --data: both say what to train on")
 
     def to_datums(self, renderer: Renderer) -> ToDatums:
         """How a conversation becomes datums."""
@@ -68,34 +43,6 @@ def load_conversations(
     config: ConversationConfig, load: LoadRows, made: Rows
 ) -> tuple[Examples[Conversation], Examples[Conversation] | None]:
     """What to train on, and what is held out. Blocks: it may download, and indexes files. `made`: the rows where no data is named."""
-    train = _rows(config, load, made)
-    test = _test_rows(config, load) if config.held_out != 0 else None
-    if test is not None:
-        test = test.take(config.held_out or MOST_HELD_OUT)
-    else:
-        count = min(MOST_HELD_OUT, len(train) // 10) if config.held_out is None else config.held_out
-        if len(train) <= count:
-            raise DataError(
-                f"{train.name} has {len(train)} rows, and --held-out would take {count} of them: lower it, or give --test-data"
-            )
-        if count:
-            train, test = train.split(count, config.seed)
+    train, test = load_split(config, load, made)
     read = read_conversations(train, any_order=config.any_order)
     return read, read.on(test) if test is not None else None
-
-
-def _rows(config: ConversationConfig, load: LoadRows, made: Rows) -> Rows:
-    if config.data is not None:
-        return load(config.data, limit=config.limit)
-    if config.dataset is not None:
-        return load(config.dataset, split=config.split, subset=config.subset, limit=config.limit)
-    return made if config.limit is None else made.take(config.limit)
-
-
-def _test_rows(config: ConversationConfig, load: LoadRows) -> Rows | None:
-    if config.test_data is not None:
-        return load(config.test_data)
-    known = KNOWN_SETS.get(config.dataset or "")
-    if known is not None and known.has_test and config.split == "train":
-        return load(known.name, split="test").shuffled(config.seed)
-    return None

@@ -1,0 +1,77 @@
+"""Rows for a recipe, by flags: from the hub by name, from local files, or made on the spot; and a part of them held out for evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from engine.data import KNOWN_SETS, DataError, LoadRows, OnBadRow, Rows
+from recipes import runs
+
+_positive: Any = attrs.validators.optional(attrs.validators.ge(1))
+_at_least_two: Any = attrs.validators.optional(attrs.validators.ge(2))
+
+MOST_HELD_OUT = 128
+
+
+@attrs.frozen(kw_only=True)
+class RowsConfig(runs.RunConfig):
+    """Rows, and how many of them are held out."""
+
+    dataset: str | None = None
+    """A data set that is known by name, or any on the Hugging Face hub, as owner/name; None: --data, or data made here."""
+    subset: str | None = None
+    """Configuration of the hub's data set; None: the default one."""
+    split: str = "train"
+    """Split of the hub's data set that is trained on."""
+    data: Path | None = None
+    """Local data instead: a .jsonl, .json, .parquet or .csv file, or a directory of them."""
+    test_data: Path | None = None
+    """Local data for evaluation; None: the hub set's own test split where it is known, or --held-out rows of what is trained on."""
+    held_out: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(0)))
+    """Rows for evaluation, where they are taken out of what is trained on, or at most so many of test data; 0: none. None: at most 128, and no more
+    than a tenth of what is trained on."""
+    limit: int | None = attrs.field(default=None, validator=_positive)
+    """Rows to take at most, the first ones."""
+    max_tokens: int | None = attrs.field(default=2048, validator=_at_least_two)
+    """The most tokens of an example; None: no limit."""
+    on_bad_row: OnBadRow = "error"
+    """What to do with a row that cannot be used: one without messages, with roles out of order, with nothing to learn from. skip is counted in the metrics."""
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        if self.dataset is not None and self.data is not None:
+            raise ValueError("dataset cannot be given beside --data: both say what to train on")
+
+
+def load_split(config: RowsConfig, load: LoadRows, made: Rows) -> tuple[Rows, Rows | None]:
+    """What to train on, and what is held out. Blocks: it may download, and indexes files. `made`: the rows where no data is named."""
+    train = _rows(config, load, made)
+    test = _test_rows(config, load) if config.held_out != 0 else None
+    if test is not None:
+        return train, test.take(config.held_out or MOST_HELD_OUT)
+    count = min(MOST_HELD_OUT, len(train) // 10) if config.held_out is None else config.held_out
+    if len(train) <= count:
+        raise DataError(
+            f"{train.name} has {len(train)} rows, and --held-out would take {count} of them: lower it, or give --test-data"
+        )
+    return train.split(count, config.seed) if count else (train, None)
+
+
+def _rows(config: RowsConfig, load: LoadRows, made: Rows) -> Rows:
+    if config.data is not None:
+        return load(config.data, limit=config.limit)
+    if config.dataset is not None:
+        return load(config.dataset, split=config.split, subset=config.subset, limit=config.limit)
+    return made if config.limit is None else made.take(config.limit)
+
+
+def _test_rows(config: RowsConfig, load: LoadRows) -> Rows | None:
+    if config.test_data is not None:
+        return load(config.test_data)
+    known = KNOWN_SETS.get(config.dataset or "")
+    if known is not None and known.has_test and config.split == "train":
+        return load(known.name, split="test").shuffled(config.seed)
+    return None
