@@ -166,10 +166,11 @@ def group_evaluation(
     async def run(policy: Policy) -> Mapping[str, float]:
         rewards: dict[str, list[float]] = {}
         limiter = anyio.Semaphore(concurrency)
+        limited = rollout.within_context(getattr(policy, "max_context", None))
 
         async def one(index: int) -> None:
             async with limiter:
-                group = await play_group(groups[index], policy, rollout, derive_seed(seed, index))
+                group = await play_group(groups[index], policy, limited, derive_seed(seed, index))
             for tag in dict.fromkeys(("all", *group.tags)):
                 rewards.setdefault(tag, []).extend(trajectory.reward for trajectory in group.trajectories)
 

@@ -113,7 +113,9 @@ async def train_rl(
     schedule = schedule or Schedule()
     settings = settings or RLSettings()
     steps, epochs = _how_long(steps, settings.epochs, len(groups), schedule.groups_per_step)
-    settings = attrs.evolve(settings, epochs=epochs, rollout=_within_context(settings.rollout, backend))
+    settings = attrs.evolve(
+        settings, epochs=epochs, rollout=settings.rollout.within_context(backend.capabilities.max_context)
+    )
     loss = settings.loss or Loss("importance_sampling" if schedule.max_staleness == 0 else "ppo")
     _check_loss(backend, loss)
     stream = ProblemStream(groups, epochs=epochs, shuffle=settings.shuffle, seed=settings.seed)
@@ -363,13 +365,6 @@ def _how_long(steps: int | None, epochs: int | None, problems: int, groups_per_s
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     return steps, epochs
-
-
-def _within_context(rollout: RolloutSettings, backend: Backend) -> RolloutSettings:
-    longest = backend.capabilities.max_context
-    if longest is None or (rollout.limits.max_context is not None and rollout.limits.max_context <= longest):
-        return rollout
-    return attrs.evolve(rollout, limits=attrs.evolve(rollout.limits, max_context=longest))
 
 
 def _check_loss(backend: Backend, loss: Loss) -> None:

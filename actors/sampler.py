@@ -224,6 +224,11 @@ class ServedPolicy:
         self._sampler = sampler
         self._version = version
 
+    @property
+    def max_context(self) -> int | None:
+        """Longest sequence the model takes, prompt and completion together; None: unknown."""
+        return self._sampler.backend.capabilities.max_context
+
     def sample(self, request: SampleRequest) -> Coroutine[Any, Any, Sequence[Completion]]:
         """See `Sampler.sample`."""
         return self._sampler.sample(request, self._version)

@@ -81,3 +81,10 @@ class RolloutSettings:
     """What a failed member does to its group and to the run."""
     termination_rewards: Mapping[EndReason, float] = attrs.field(factory=dict)
     """Added to the reward of an episode that ended for this reason, e.g. {"max_tokens": -0.5}."""
+
+    def within_context(self, longest: int | None) -> RolloutSettings:
+        """The same, with `limits.max_context` at most `longest`, the model's own; None: unknown."""
+        limit = self.limits.max_context
+        if longest is None or (limit is not None and limit <= longest):
+            return self
+        return attrs.evolve(self, limits=attrs.evolve(self.limits, max_context=longest))

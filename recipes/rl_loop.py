@@ -105,26 +105,13 @@ async def _open(config: Config, directory: Path, ports: Ports, stop: StopRequest
 
 
 async def _warm_up(config: Config, directory: Path, opened: OpenedModel, stop: StopRequest) -> None:
-    """The supervised phase, a run of its own below the run directory: a resumed run goes on with it, or restores what it learnt."""
-    from actors import RunSettings, train_supervised
-    from engine.backends.values import AdamParams
+    """The supervised phase: the worked examples of a pupil who forgets to carry."""
     from engine.runtime.seeds import derive_seed
-    from engine.telemetry import display
     from recipes.tiny import WorkedExamples
+    from recipes.warm_up import warm_up
 
-    steps = config.warm_up
-    examples = WorkedExamples(opened.renderer, config.difficulty, steps, seed=derive_seed(config.seed, 0))
-    with display.open(steps, "warm-up") as live:
-        await train_supervised(
-            opened.backend,
-            batches=examples,
-            optimizer=AdamParams(4e-3, beta2=0.98, grad_clip_norm=3.0),
-            # Up within 20 steps, and down over the last two fifths.
-            learning_rate=lambda step: min(1.0, (step + 1) / 20, max(0.1, (steps - step) / (0.4 * steps))),
-            run=RunSettings(directory / "warm_up", resume=config.resume, checkpoint_every=None),
-            observers=[live],
-            stop=stop,
-        )
+    examples = WorkedExamples(opened.renderer, config.difficulty, config.warm_up, seed=derive_seed(config.seed, 0))
+    await warm_up(opened, directory, examples, resume=config.resume, stop=stop)
 
 
 async def _train(config: Config, directory: Path, opened: OpenedModel, stop: StopRequest) -> RunResult:

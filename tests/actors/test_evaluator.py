@@ -24,10 +24,10 @@ from actors import (
     nll_evaluation,
     train_rl,
 )
-from engine.backends import Datum, ModelInput, SampleRequest, SamplingParams
+from engine.backends import Completion, Datum, ModelInput, SampleRequest, SamplingParams
 from engine.backends.simulated import SamplerModel, SimulatedBackend, TrainerModel
 from engine.runtime.testing import every_cancellation, schedules, simulate
-from envs.contracts import Policy
+from envs.contracts import Env, GroupBuilder, Observation, Policy, Step
 from envs.rollout import MinViable, RolloutSettings
 from tests.actors.harness import MODES, Watched, small_backend
 
@@ -270,3 +270,30 @@ def test_likelihood_is_scored_by_the_version_it_was_due_at() -> None:
 
     run(Noting(), "async", steps=3, evaluations=[Evaluation("slow", slow, every=1)])
     assert scored_by == [0, 1, 2, 3]
+
+
+class Talks:
+    """An episode whose prompt grows by what was said, for ever."""
+
+    def __init__(self) -> None:
+        self.prompt = ModelInput.from_tokens([1, 2, 3])
+
+    async def reset(self) -> Observation:
+        return Observation(self.prompt)
+
+    async def step(self, completion: Completion) -> Step:
+        self.prompt = self.prompt.append(completion.tokens)
+        return Step(1.0, Observation(self.prompt))
+
+
+class Talking(GroupBuilder):
+    async def make_envs(self) -> list[Env]:
+        return [Talks()]
+
+
+def test_an_evaluation_ends_episodes_at_the_model_s_context() -> None:
+    """As training does: a prompt that has outgrown the model is no failure of the run."""
+    backend = SimulatedBackend(max_context=64)
+    evaluation = group_evaluation("talk", [Talking()], SETTINGS.rollout)
+    result = run(backend, "sync", steps=1, evaluations=[evaluation])
+    assert all(report.metrics["all/reward/total"] >= 1 for report in result.evaluations)
