@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import attrs
 
@@ -23,6 +23,9 @@ from engine.backends.values import (
     ModelInput,
     SampleRequest,
 )
+
+if TYPE_CHECKING:
+    from engine.training.custom import CustomLoss
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -106,6 +109,19 @@ class TrainingBackend(Protocol):
 
     def load_state(self, directory: Path) -> Pending[None]:
         """Submits the restoring of what `save_state` wrote, the version included. Raises `UnusableState` where it cannot be used."""
+        ...
+
+
+@runtime_checkable
+class CustomLossBackend(Protocol):
+    """What a training backend may offer beside its port: a custom loss in one submission. Without it a custom loss costs two (`engine.training.custom`)."""
+
+    def forward_backward_custom(self, data: Sequence[Datum], loss: CustomLoss) -> Pending[ForwardBackwardResult]:
+        """Submits a pass with a loss of the caller's own, a function of datums and logprobs that also gives the gradient; it is called off the event loop.
+
+        The result has the custom loss's value and metrics. A value or gradient that is not finite fails it with ValueError naming the datum, and
+        the optimizer step after it.
+        """
         ...
 
 

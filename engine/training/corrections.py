@@ -12,6 +12,8 @@ Dimension suffixes: `N` trained tokens of all datums, `T` positions of one datum
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.backends.values import Datum
+from engine.training.advantages import Scope
 
 Array = NDArray[np.float64]
 
@@ -48,37 +51,49 @@ class LogRatios:
 
 
 Correction = Callable[[LogRatios], Array]
-"""Weights ≥ 0 of the tokens, shape (N,)."""
+"""Weights ≥ 0 of the tokens, shape (N,). One of your own may have an attribute `scope`; see `correction_scope`."""
+
+
+@attrs.frozen(eq=False)
+class SequenceWise:
+    """A correction whose weights depend on the token's own sequence alone, so that a sequence can be corrected as soon as it is there."""
+
+    function: Correction
+    scope: Scope = "group"
+
+    def __call__(self, ratios: LogRatios) -> Array:
+        """Weights, shape (N,)."""
+        return self.function(ratios)
 
 
 def truncated(cap: float = 2.0) -> Correction:
     """min(ρ, cap) per token: truncated importance sampling, TIS. arXiv 2510.18855."""
-    return lambda ratios: np.exp(_clipped(ratios.values, cap))
+    return SequenceWise(lambda ratios: np.exp(_clipped(ratios.values, cap)))
 
 
 def masked(low: float = 0.5, high: float = 5.0) -> Correction:
     """ρ where low ≤ ρ ≤ high, else 0, per token: masked importance sampling, MIS or IcePop. arXiv 2510.18855."""
-    return lambda ratios: _inside(ratios.values, low, high) * np.exp(_clipped(ratios.values, high))
+    return SequenceWise(lambda ratios: _inside(ratios.values, low, high) * np.exp(_clipped(ratios.values, high)))
 
 
 def sequence_truncated(cap: float = 2.0) -> Correction:
     """min(Π ρ, cap) for all tokens of a sequence."""
-    return lambda ratios: np.exp(_clipped(ratios.sums(), cap))
+    return SequenceWise(lambda ratios: np.exp(_clipped(ratios.sums(), cap)))
 
 
 def sequence_masked(low: float = 0.5, high: float = 2.0) -> Correction:
     """Π ρ for all tokens of a sequence where low ≤ Π ρ ≤ high, else 0."""
-    return lambda ratios: _inside(ratios.sums(), low, high) * np.exp(_clipped(ratios.sums(), high))
+    return SequenceWise(lambda ratios: _inside(ratios.sums(), low, high) * np.exp(_clipped(ratios.sums(), high)))
 
 
 def sequence_rejected(low: float = 0.5, high: float = 2.0) -> Correction:
     """1 for sequences with low ≤ Π ρ ≤ high, else 0."""
-    return lambda ratios: _inside(ratios.sums(), low, high)
+    return SequenceWise(lambda ratios: _inside(ratios.sums(), low, high))
 
 
 def geometric_rejected(low: float = 0.99, high: float = 1.001) -> Correction:
     """1 for sequences whose ratios have a geometric mean in [low, high], else 0: a bound that does not tighten with length. arXiv 2512.23075."""
-    return lambda ratios: _inside(ratios.means(), low, high)
+    return SequenceWise(lambda ratios: _inside(ratios.means(), low, high))
 
 
 def combined(*corrections: Correction) -> Correction:
@@ -90,7 +105,15 @@ def combined(*corrections: Correction) -> Correction:
             product_N = product_N * correction(ratios)
         return product_N
 
+    if all(correction_scope(correction) == "group" for correction in corrections):
+        return SequenceWise(weights)
     return weights
+
+
+def correction_scope(correction: Correction) -> Scope:
+    """How much of a step a correction has to see at once: its attribute `scope`; without one, the whole step, which is always right and only costs waiting."""
+    scope: Scope = getattr(correction, "scope", "step")
+    return scope
 
 
 def _inside(log_N: Array, low: float, high: float) -> Array:
@@ -113,6 +136,35 @@ CORRECTIONS: Mapping[str, Callable[..., Correction]] = {
 """Corrections by the name a configuration gives; call one with its parameters."""
 
 
+def resolve_correction(choice: str | Correction) -> Correction:
+    """The correction of a text, or a callable of one's own.
+
+    The text names one, with parameters where the defaults do not suit, or several that are multiplied: `tis`, `mis:low=0.4,high=6`,
+    `geometric_rejection:low=0.9,high=1.1+tis:cap=3`. Raises ValueError saying what there is for an unknown name or parameter.
+    """
+    if not isinstance(choice, str):
+        return choice
+    corrections = [_named(part.strip()) for part in choice.split("+")]
+    return corrections[0] if len(corrections) == 1 else combined(*corrections)
+
+
+def _named(text: str) -> Correction:
+    name, _, given = text.partition(":")
+    if name not in CORRECTIONS:
+        raise ValueError(f"no correction is called {name!r}; there are {', '.join(CORRECTIONS)}")
+    params = {}
+    for part in filter(None, given.split(",")):
+        match = re.fullmatch(r"\s*(\w+)\s*=\s*(\S+)\s*", part)
+        known = inspect.signature(CORRECTIONS[name]).parameters
+        if match is None or match[1] not in known:
+            raise ValueError(f"correction {name!r}: {part!r} is none of its parameters, which are {', '.join(known)}")
+        try:
+            params[match[1]] = float(match[2])
+        except ValueError:
+            raise ValueError(f"correction {name!r}: {match[1]} must be a number, not {match[2]!r}") from None
+    return CORRECTIONS[name](**params)
+
+
 def correct(
     data: Sequence[Datum], proximal_logprobs: Sequence[NDArray[Any]], correction: Correction
 ) -> tuple[list[Datum], dict[str, float]]:
@@ -124,7 +176,7 @@ def correct(
         correction: from `CORRECTIONS`, or any function from `LogRatios` to weights.
 
     Returns:
-        New datums, and `optim/correction_weight_mean`, `optim/correction_rejected` (share of trained tokens with weight 0). The masks stay: what was
+        New datums with π_p's logprobs in `logprobs` and the sampler's, which the step's metrics are about, in `sampler_logprobs`; and `optim/correction_weight_mean`, `optim/correction_rejected` (share of trained tokens with weight 0). The masks stay: what was
         rejected still shows in the metrics of the step.
 
     Raises:
@@ -155,7 +207,12 @@ def correct(
     corrected = [
         Datum(
             datum.model_input,
-            {**datum.loss_inputs, "logprobs": old_T, "advantages": datum.loss_inputs["advantages"] * weights_T},
+            {
+                **datum.loss_inputs,
+                "logprobs": old_T,
+                "advantages": datum.loss_inputs["advantages"] * weights_T,
+                "sampler_logprobs": datum.loss_inputs["logprobs"],
+            },
         )
         for datum, old_T, weights_T in zip(
             data, np.split(proximal.astype(np.float32), cuts), np.split(weights, cuts), strict=True

@@ -12,6 +12,7 @@ The cost is one forward pass more than a loss the backend knows itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.backends.values import Datum, Loss
-from engine.training.losses import POLICY_FIELDS, LossFunction, evaluate, loss_tokens, split_by_datum
+from engine.training.advantages import Scope
+from engine.training.losses import POLICY_FIELDS, LossFunction, evaluate, find_formula, loss_tokens, split_by_datum
 
 
 @attrs.frozen(eq=False)
@@ -34,26 +36,90 @@ class CustomLossResult:
 
 
 CustomLoss = Callable[[Sequence[Datum], Sequence[NDArray[Any]]], CustomLossResult]
-"""From datums and the current policy's logprobs of their targets, one array (T,) each. It sees the whole pass, so it may compare datums."""
+"""From datums and the current policy's logprobs of their targets, one array (T,) each. It sees the whole step, so it may compare datums; one that does not
+may say so (`Declared`, or attributes of the same names)."""
 
 
-def named_loss(loss: Loss) -> CustomLoss:
-    """A loss of `engine.training.losses`, for backends that do not have it themselves."""
+@attrs.frozen(eq=False)
+class Declared:
+    """A custom loss that says what it needs, so that nothing has to be assumed."""
+
+    function: CustomLoss
+    scope: Scope
+    """`group`: the loss of a datum depends on its own minibatch alone (on itself, or on the pair it is of), so minibatches are worked on as they come.
+    `step`: on any of the step's."""
+    reads: tuple[str, ...] = ()
+    """Arrays of a datum that it reads."""
+    name: str = "custom"
+
+    def __call__(self, data: Sequence[Datum], logprobs: Sequence[NDArray[Any]]) -> CustomLossResult:
+        """See `CustomLoss`."""
+        return self.function(data, logprobs)
+
+
+def declared(loss: CustomLoss) -> Declared:
+    """The loss with its attributes `scope`, `reads` and `name`; without them it is taken to need the whole step, which is always right."""
+    if isinstance(loss, Declared):
+        return loss
+    scope: Scope = getattr(loss, "scope", "step")
+    if scope not in ("group", "step"):
+        raise ValueError(f"the scope of a custom loss is 'group' or 'step', not {scope!r}")
+    return Declared(loss, scope, tuple(getattr(loss, "reads", ())), getattr(loss, "name", "custom"))
+
+
+def named_loss(loss: Loss) -> Declared:
+    """A loss of `engine.training.losses`, for backends that do not have it themselves. Raises ValueError for a name that is not there."""
 
     def custom(data: Sequence[Datum], logprobs: Sequence[NDArray[Any]]) -> CustomLossResult:
         return CustomLossResult(*evaluate(loss, data, logprobs))
 
-    return custom
+    formula = find_formula(loss)
+    return Declared(custom, "step" if formula.whole_pass else "group", formula.reads, loss.name)
 
 
-def function_loss(function: LossFunction, reads: Sequence[str] = POLICY_FIELDS, **params: float) -> CustomLoss:
-    """A loss from a function of `LossTokens` that returns the loss of each token and the gradient; `reads` names the arrays it needs."""
+def function_loss(
+    function: LossFunction, reads: Sequence[str] = POLICY_FIELDS, *, scope: Scope = "step", **params: float
+) -> Declared:
+    """A loss from a function of `LossTokens` that returns the loss of each token and the gradient; `reads` names the arrays it needs.
+
+    `scope="group"` promises that no datum's loss depends on another datum.
+    """
 
     def custom(data: Sequence[Datum], logprobs: Sequence[NDArray[Any]]) -> CustomLossResult:
         loss_N, gradient_N = function(loss_tokens(data, logprobs, reads), **params)
         return CustomLossResult(float(loss_N.sum()), split_by_datum(gradient_N, logprobs))
 
-    return custom
+    return Declared(custom, scope, tuple(reads), getattr(function, "__name__", "custom"))
+
+
+def evaluated(loss: CustomLoss, data: Sequence[Datum], logprobs: Sequence[NDArray[Any]]) -> CustomLossResult:
+    """The loss's value and gradient, checked.
+
+    Raises ValueError, naming the datum, where the policy's own logprobs, a gradient or the value is not finite, or a gradient has another length.
+    """
+    for index, logprobs_T in enumerate(logprobs):
+        if not np.isfinite(logprobs_T).all():
+            at = int(np.flatnonzero(~np.isfinite(logprobs_T))[0])
+            raise ValueError(
+                f"datum {index}: the policy's logprob of the target at position {at} is {logprobs_T[at]}, before any loss: training has diverged"
+            )
+    result = loss(data, logprobs)
+    linearized(data, result.gradients)  # its complaints name the datum
+    if not math.isfinite(result.loss):
+        raise ValueError(f"the custom loss is {result.loss}{_culprit(loss, data, logprobs)}")
+    return result
+
+
+def _culprit(loss: CustomLoss, data: Sequence[Datum], logprobs: Sequence[NDArray[Any]]) -> str:
+    """Which datum alone makes the loss infinite or NaN, as the end of a sentence."""
+    for index, (datum, logprobs_T) in enumerate(zip(data, logprobs, strict=True)):
+        try:
+            alone = loss([datum], [logprobs_T]).loss
+        except Exception:  # noqa: BLE001  (it compares datums, so it cannot be asked for one)
+            break
+        if not math.isfinite(alone):
+            return f": that of datum {index} alone is {alone}"
+    return f" over {len(data)} datums together, and not of a single one"
 
 
 def scoring_datums(data: Sequence[Datum]) -> list[Datum]:

@@ -262,6 +262,8 @@ class LossFormula:
 
     function: LossFunction
     reads: tuple[str, ...]
+    whole_pass: bool = False
+    """The loss of a datum depends on all others of the pass, so that splitting it changes the gradient. (That of a pair of `dpo` does not.)"""
 
     @property
     def params(self) -> dict[str, float]:
@@ -289,7 +291,7 @@ LOSSES: Mapping[str, LossFormula] = {
     "gspo": LossFormula(gspo, POLICY_FIELDS),
     "topr": LossFormula(topr, POLICY_FIELDS),
     "opsm": LossFormula(opsm, POLICY_FIELDS),
-    "m2po": LossFormula(m2po, POLICY_FIELDS),
+    "m2po": LossFormula(m2po, POLICY_FIELDS, whole_pass=True),
     "dpo": LossFormula(dpo, ("weights", "reference_logprobs")),
     **{f"kl_{kind}": LossFormula(kl_loss(kind), ("logprobs", "mask", "reference_logprobs")) for kind in KL_KINDS},
 }
@@ -299,6 +301,19 @@ LOSSES: Mapping[str, LossFormula] = {
 def default_loss(max_staleness: int) -> Loss:
     """importance_sampling on-policy; ppo as soon as data may be stale, because an unbounded ratio then lets the policies drift apart."""
     return Loss("ppo" if max_staleness > 0 else "importance_sampling")
+
+
+def find_formula(loss: Loss) -> LossFormula:
+    """The formula of a loss. Raises ValueError for a name or a parameter that does not exist."""
+    if loss.name not in LOSSES:
+        raise ValueError(f"no loss is called {loss.name!r}; there are {', '.join(sorted(LOSSES))}")
+    formula = LOSSES[loss.name]
+    for name in loss.params:
+        if name not in formula.params:
+            raise ValueError(
+                f"loss {loss.name!r} has no parameter {name!r}; its parameters: {', '.join(formula.params) or 'none'}"
+            )
+    return formula
 
 
 def loss_tokens(data: Sequence[Datum], logprobs: Sequence[NDArray[Any]], reads: Sequence[str]) -> LossTokens:
@@ -329,14 +344,7 @@ def evaluate(loss: Loss, data: Sequence[Datum], logprobs: Sequence[NDArray[Any]]
 
     Raises ValueError for an unknown loss or parameter and for datums that do not fit.
     """
-    if loss.name not in LOSSES:
-        raise ValueError(f"no loss is called {loss.name!r}; there are {', '.join(sorted(LOSSES))}")
-    formula = LOSSES[loss.name]
-    for name in loss.params:
-        if name not in formula.params:
-            raise ValueError(
-                f"loss {loss.name!r} has no parameter {name!r}; its parameters: {', '.join(formula.params) or 'none'}"
-            )
+    formula = find_formula(loss)
     loss_N, gradient_N = formula.function(loss_tokens(data, logprobs, formula.reads), **loss.params)
     return float(loss_N.sum()), split_by_datum(gradient_N, logprobs)
 

@@ -37,7 +37,8 @@ def trained_tokens(data: Sequence[Datum], logprobs: Sequence[Logprobs]) -> Train
         empty = np.empty(0)
         return TrainedTokens(empty, empty, empty)
     inputs = [datum.loss_inputs for datum in data]
-    sampler = np.concatenate([each["logprobs"] for each in inputs])
+    # A correction puts the proximal policy's logprobs in the sampler's place, and keeps those.
+    sampler = np.concatenate([each.get("sampler_logprobs", each["logprobs"]) for each in inputs])
     advantages = np.concatenate([each["advantages"] for each in inputs])
     new = np.concatenate(logprobs)
     if len(new) != len(sampler):

@@ -7,7 +7,7 @@ then split them as you like.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import attrs
 import numpy as np
@@ -29,6 +29,12 @@ def normalize(
 
     For supervised data give `field="weights"`; the weights then are their own mask. Raises ValueError for `constant` without a positive constant.
     """
+    if kind not in get_args(Normalization):
+        raise ValueError(f"no normalization is called {kind!r}; there are {', '.join(get_args(Normalization))}")
+    if kind == "constant" and constant <= 0:
+        raise ValueError(
+            f"normalization 'constant' needs a positive constant, such as the most tokens of a completion, not {constant}"
+        )
     if kind == "sum" or not data:
         return list(data)
     counted = field if field == "weights" else "mask"
@@ -37,12 +43,8 @@ def normalize(
         scales = [1 / max(sum(counts), 1.0)] * len(data)
     elif kind == "sequence":
         scales = [1 / (max(count, 1.0) * len(data)) for count in counts]
-    elif constant > 0:
-        scales = [1 / (constant * len(data))] * len(data)
     else:
-        raise ValueError(
-            f"normalization 'constant' needs a positive constant, such as the most tokens of a completion, not {constant}"
-        )
+        scales = [1 / (constant * len(data))] * len(data)
     return [_scaled(datum, field, scale) for datum, scale in zip(data, scales, strict=True)]
 
 

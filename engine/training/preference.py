@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.backends.values import Datum
-from engine.training.custom import CustomLoss, CustomLossResult, function_loss
+from engine.training.custom import CustomLossResult, Declared, function_loss
 from engine.training.losses import dpo
 
 Array = NDArray[np.float64]
@@ -43,14 +43,14 @@ def _with_reference(which: str, datum: Datum, reference_T: NDArray[Any]) -> Datu
     return attrs.evolve(datum, loss_inputs={**datum.loss_inputs, "reference_logprobs": reference_T})
 
 
-def dpo_loss(beta: float = 0.1) -> CustomLoss:
+def dpo_loss(beta: float = 0.1) -> Declared:
     """DPO with its metrics as a custom loss on datums from `preference_pair`, chosen and rejected in turn. arXiv 2305.18290."""
     loss = function_loss(dpo, ("weights", "reference_logprobs"), beta=beta)
 
     def with_metrics(data: Sequence[Datum], logprobs: Sequence[NDArray[Any]]) -> CustomLossResult:
         return attrs.evolve(loss(data, logprobs), metrics=dpo_metrics(data, logprobs, beta))
 
-    return with_metrics
+    return Declared(with_metrics, "group", ("weights", "reference_logprobs"), "dpo")
 
 
 def dpo_metrics(data: Sequence[Datum], logprobs: Sequence[NDArray[Any]], beta: float = 0.1) -> dict[str, float]:

@@ -29,6 +29,8 @@ class Turn:
     metrics: Mapping[str, float] = attrs.field(factory=dict)
     logs: Mapping[str, Any] = attrs.field(factory=dict)
     """For people: what was asked and answered, JSON values."""
+    teacher_prompt: ModelInput | None = None
+    """What a teacher reads in the prompt's place when it scores the completion; None: the prompt."""
 
 
 @attrs.frozen

@@ -40,6 +40,7 @@ from engine.backends.values import (
     SampleRequest,
 )
 from engine.completion import tell_all
+from engine.training.custom import CustomLoss, scoring_datums
 
 _TEXT_ONLY = "the local backend reads text only"
 
@@ -120,6 +121,15 @@ class LocalBackend:
         fail later, so does the next `optim_step`: no step is taken on part of a gradient.
         """
         return self._submit_pass(data, loss, backward=True)
+
+    def forward_backward_custom(self, data: Sequence[Datum], loss: CustomLoss) -> Job[ForwardBackwardResult]:
+        """Submits a pass with a loss of the caller's own, called in the trainer thread (`CustomLossBackend`)."""
+        data = tuple(data)
+        spec, _ = check_loss(Loss("cross_entropy"))
+        check_data(
+            scoring_datums(data), Loss("cross_entropy"), spec, self._assembly.vocab_size, self._assembly.max_context
+        )
+        return self._queue.submit(lambda: self._trainer.run_custom(data, loss))
 
     def _submit_pass(self, data: Sequence[Datum], loss: Loss, *, backward: bool) -> Job[ForwardBackwardResult]:
         spec, params = check_loss(loss)

@@ -15,15 +15,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.backends.errors import BackendError
-from engine.backends.local.loss_formulas import LossBatch
+from engine.backends.local.loss_formulas import LossBatch, LossResult
 from engine.backends.local.losses import LOSSES, LossSpec
 from engine.backends.local.network import Network
 from engine.backends.local.packing import Pack, apart, plan
 from engine.backends.local.parameters import Trainable
 from engine.backends.local.threads import CLOSED
 from engine.backends.values import AdamParams, Datum, ForwardBackwardResult, Logprobs
+from engine.training.custom import CustomLoss, CustomLossResult, evaluated
 
 _ADAM_PART = 2**15
+_ANY = "anywhere"
+"""Of a custom loss's datums: it may have a gradient at every position."""
 
 
 @attrs.frozen(eq=False)
@@ -58,6 +61,29 @@ class Trainer:
             if work.backward:
                 self._broken = error
             raise
+
+    def run_custom(self, data: Sequence[Datum], custom: CustomLoss) -> ForwardBackwardResult:
+        """A loss of the caller's own: value, logprobs and metrics; its gradient is added to what earlier passes gave.
+
+        Raises ValueError, naming the datum, where it is not finite.
+        """
+        found: list[CustomLossResult] = []
+
+        def function(batch: LossBatch) -> LossResult:
+            logprobs_N = batch.logprobs_N.detach().cpu().numpy()
+            ends = np.cumsum([datum.model_input.length for datum in data])
+            found.append(evaluated(custom, data, np.split(logprobs_N, ends[:-1])))
+            gradient_N = np.concatenate(found[-1].gradients).astype(np.float32)
+            # Linear in the logprobs, with the custom loss's slope: its gradient is the custom loss's.
+            return batch.logprobs_N * torch.from_numpy(gradient_N).to(batch.logprobs_N.device), {}
+
+        spec = LossSpec(function, (_ANY,), scale=_ANY, whole_pass=True)
+        everywhere = [
+            attrs.evolve(each, loss_inputs={**each.loss_inputs, _ANY: np.ones(each.model_input.length, np.float32)})
+            for each in data
+        ]
+        result = self.run(Pass(everywhere, spec, {}, backward=True))
+        return ForwardBackwardResult(found[-1].loss, result.logprobs, found[-1].metrics)
 
     def _run(self, work: Pass) -> ForwardBackwardResult:
         sequences = [datum.model_input.tokens for datum in work.data]
