@@ -14,31 +14,33 @@ if TYPE_CHECKING:
     from actors.evaluator import EvaluatedPolicy, Evaluation, group_evaluation, nll_evaluation
     from actors.learning import StopRequest
     from actors.prediction import LengthPredictor, RunningMean
-    from actors.programs import RLSettings, train_rl, train_supervised
+    from actors.programs import KLPenalty, RLSettings, train_rl, train_supervised
     from actors.reference import ReferencePolicy, open_reference
     from actors.reports import Observer
     from actors.run import RunResult
     from actors.sampler import Sampler, SamplerSettings, SamplingFailed
     from actors.schedule import Schedule
-    from actors.scoring import Scorer, score_targets, with_reference_logprobs
+    from actors.scoring import Scorer, ScorersByTag, score_targets, with_reference_logprobs
 
 _HOMES = {
     "BatchDataset": "actors.batches",
     "EvaluatedPolicy": "actors.evaluator",
     "Evaluation": "actors.evaluator",
+    "KLPenalty": "actors.rl_settings",
     "LengthPredictor": "actors.prediction",
     "Minibatches": "actors.batches",
     "Observer": "actors.reports",
-    "RLSettings": "actors.programs",
+    "RLSettings": "actors.rl_settings",
     "ReferencePolicy": "actors.reference",
     "RunResult": "actors.run",
     "RunSettings": "actors.checkpoint",
     "RunningMean": "actors.prediction",
     "Sampler": "actors.sampler",
-    "SamplerSettings": "actors.sampler",
-    "SamplingFailed": "actors.sampler",
+    "SamplerSettings": "actors.retries",
+    "SamplingFailed": "actors.retries",
     "Schedule": "actors.schedule",
     "Scorer": "actors.scoring",
+    "ScorersByTag": "actors.scoring",
     "StopRequest": "actors.learning",
     "group_evaluation": "actors.evaluator",
     "nll_evaluation": "actors.evaluator",
@@ -53,6 +55,7 @@ __all__ = [
     "BatchDataset",
     "EvaluatedPolicy",
     "Evaluation",
+    "KLPenalty",
     "LengthPredictor",
     "Minibatches",
     "Observer",
@@ -66,6 +69,7 @@ __all__ = [
     "SamplingFailed",
     "Schedule",
     "Scorer",
+    "ScorersByTag",
     "StopRequest",
     "group_evaluation",
     "nll_evaluation",

@@ -6,6 +6,7 @@ BatchFeed     consumes: batches        produces: datums      waits for: a batch
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -16,11 +17,14 @@ import attrs
 import numpy as np
 
 from actors.reports import StepReport
-from engine.backends.values import Datum, ForwardBackwardResult
+from engine.backends.values import Datum, ForwardBackwardResult, Logprobs
 from engine.runtime.channels import Receiver, Sender
 from engine.runtime.offload import offload
 from engine.training.assembly import pack_by_tokens
-from engine.training.supervised import Batch
+from engine.training.supervised import Batch, mean_nll
+
+StepMetrics = Callable[[Sequence[Datum], Sequence[Logprobs]], Mapping[str, float]]
+"""Metrics of a trained batch, from its datums and the policy's logprobs of their targets, one array (T,) each; called off the event loop."""
 
 
 class BatchDataset(Protocol):
@@ -135,12 +139,13 @@ class BatchFeed:
 
     minibatches = sys.maxsize  # an empty one ends a step
 
-    def __init__(self, batches: Receiver[BuiltBatch], position: int) -> None:
+    def __init__(self, batches: Receiver[BuiltBatch], position: int, metrics: StepMetrics | None = None) -> None:
         self._batches = batches
+        self._metrics = metrics
         self._waited = 0.0
         self._parts: list[list[Datum]] = []
-        self._metrics: deque[Mapping[str, float]] = deque()
-        """Of the batches handed out and not settled, in order."""
+        self._under_way: deque[BuiltBatch] = deque()
+        """Handed out and not settled, in order."""
         self.position = position
         """Batches trained so far."""
 
@@ -156,13 +161,13 @@ class BatchFeed:
         finally:
             self._waited += anyio.current_time() - began
         self._parts = batch.parts
-        self._metrics.append(batch.metrics)
+        self._under_way.append(batch)
         return batch.parts[0]
 
     def settle(self) -> SettledBatch:
         """A batch is trained."""
         self.position += 1
-        return SettledBatch(self._metrics.popleft())
+        return SettledBatch(self._under_way.popleft(), self._metrics)
 
     @property
     def waited(self) -> float:
@@ -174,22 +179,26 @@ class BatchFeed:
 class SettledBatch:
     """A trained batch."""
 
-    metrics: Mapping[str, float]
-    """What was counted when it was built."""
+    batch: BuiltBatch
+    metrics: StepMetrics | None = None
 
     async def report(self, data: Sequence[Datum], results: Sequence[ForwardBackwardResult]) -> StepReport:
-        """The step's loss: `optim/loss` summed, `train/mean_nll` by weight."""
-        loss = sum(result.loss for result in results)
-        weights = [datum.loss_inputs["weights"] for datum in data if "weights" in datum.loss_inputs]
-        weight = sum(float(np.sum(weights_T)) for weights_T in weights)
+        """The step's loss: `optim/loss` summed, `train/mean_nll` by weight; what was counted when the batch was built; the caller's own metrics."""
+        return StepReport(await offload(self._row, data, results))
+
+    def _row(self, data: Sequence[Datum], results: Sequence[ForwardBackwardResult]) -> dict[str, float]:
+        logprobs = [logprobs_T for result in results for logprobs_T in result.logprobs]
         row = {
-            "optim/loss": loss,
+            "optim/loss": sum(result.loss for result in results),
             "optim/datums": float(len(data)),
-            "optim/minibatches": float(len(results)),
+            "optim/minibatches": float(len(self.batch.parts)),
             "tokens/trained": float(sum(datum.model_input.length for datum in data)),
-            **self.metrics,
+            **self.batch.metrics,
         }
-        if weight > 0:
-            row["train/mean_nll"] = loss / weight
+        weights = [datum.loss_inputs["weights"] for datum in data if "weights" in datum.loss_inputs]
+        if len(weights) == len(data) and math.isfinite(nll := mean_nll(data, logprobs)):  # some of it has weight
+            row["train/mean_nll"] = nll
             row["tokens/weighted"] = float(sum(np.count_nonzero(weights_T) for weights_T in weights))
-        return StepReport(row)
+        if self.metrics is not None:
+            row.update(self.metrics(data, logprobs))
+        return row

@@ -7,8 +7,9 @@ from typing import Protocol
 
 import attrs
 
+from actors.objective import Objective
 from actors.reports import StepReport
-from engine.backends.values import AdamParams, Datum, ForwardBackwardResult, Loss
+from engine.backends.values import AdamParams, Datum, ForwardBackwardResult
 
 
 class Feed(Protocol):
@@ -55,7 +56,7 @@ class StopRequest:
 class LearningSettings:
     """How a step learns."""
 
-    loss: Loss
+    objective: Objective
     optimizer: AdamParams = attrs.field(factory=AdamParams)
     learning_rate: Callable[[int], float] | None = None
     """Factor on the optimizer's learning rate by step (from 0); None: 1."""

@@ -18,68 +18,38 @@ from typing import Any
 
 import attrs
 
-from actors.batches import BatchCursor, BatchDataset, BatchFeed, BatchSource, BuiltBatch, Minibatches
+from actors.batches import BatchCursor, BatchDataset, BatchFeed, BatchSource, BuiltBatch, Minibatches, StepMetrics
 from actors.checkpoint import RunSettings
 from actors.evaluator import DueEvaluations, Evaluation, EvaluationPlan, Evaluator
 from actors.learning import Feed, LearningSettings, StopRequest
 from actors.mirroring import Mirroring
+from actors.objective import LossChoice, resolve_objective
 from actors.prediction import LengthPredictor, RunningMean
 from actors.reports import Observer, Report
-from actors.rl_feed import GroupFeed
-from actors.rollout import Rollouts
+from actors.rl_actors import RLActors
+from actors.rl_settings import KLPenalty, RLSettings, resolve_shaping
 from actors.run import Run, RunResult, open_run
-from actors.sampler import SamplerSettings
 from actors.schedule import Schedule
 from actors.scoring import Scorer
-from actors.source import ProblemStream, Source
+from actors.source import ProblemStream
 from actors.trainer import Trainer
-from actors.work import FinishedGroup, Job, Journal, RLWork, RolloutLedger, UnderWay
+from actors.work import RLWork
 from engine.backends.ports import Backend
 from engine.backends.values import AdamParams, Datum, Loss
 from engine.runtime.channels import Channel, Receiver
-from engine.runtime.gate import StalenessGate
 from engine.runtime.instrumentation import Tracer
 from engine.runtime.program import Program
 from engine.runtime.requests import Inbox
-from engine.training.advantages import AdvantageFn, resolve_advantage
+from engine.training.losses import default_loss
 from envs.contracts import GroupDataset
-from envs.rollout import RolloutSettings
+
+__all__ = ["KLPenalty", "Prepare", "RLSettings", "train_rl", "train_supervised"]
 
 REPORTS = 64
 """Reports under way to the logger; a slow disk holds the trainer up rather than filling memory."""
 
 Prepare = Callable[[Sequence[Datum], Scorer], Awaitable[Sequence[Datum]]]
 """Completes a batch ahead of the trainer, with the help of a scorer: `actors.scoring.with_reference_logprobs`, or a function of your own."""
-
-_at_least_one: Any = attrs.validators.optional(attrs.validators.ge(1))
-
-
-@attrs.frozen
-class RLSettings:
-    """How groups are played and trained; the pace is the `Schedule`'s."""
-
-    rollout: RolloutSettings = attrs.field(factory=RolloutSettings)
-    loss: Loss | None = None
-    """None: importance_sampling where every group is on-policy (max_staleness 0), ppo where some are not."""
-    advantages: str | AdvantageFn = "centred"
-    """By name (`engine.training.advantages.ADVANTAGES`), or a function of your own."""
-    optimizer: AdamParams = attrs.field(factory=AdamParams)
-    learning_rate: Callable[[int], float] | None = None
-    """Factor on the optimizer's learning rate by step; None: 1."""
-    sampler: SamplerSettings = attrs.field(factory=SamplerSettings)
-    epochs: int | None = attrs.field(default=None, validator=_at_least_one)
-    """How often the dataset is walked at most; None: as often as the steps need."""
-    shuffle: bool = True
-    """Each epoch in its own order, drawn from the seed."""
-    drop_constant_groups: bool = True
-    """Replace groups whose members all have the same reward: they teach nothing."""
-    constant_limit: int | None = attrs.field(default=None, validator=_at_least_one)
-    """Groups in a row with constant rewards that end the run, since nothing is left to learn; None: 256, or 8 times what may be under way."""
-    failure_limit: int | None = attrs.field(default=None, validator=_at_least_one)
-    """Groups in a row that fail (after what the failure policy allows) before the run does; None: 8, or half of what may be under way."""
-    samples_per_step: int = attrs.field(default=1, validator=attrs.validators.ge(0))
-    """Groups a step whose questions and answers are kept in samples.jsonl."""
-    seed: int = 0
 
 
 async def train_rl(
@@ -116,19 +86,24 @@ async def train_rl(
     settings = attrs.evolve(
         settings, epochs=epochs, rollout=settings.rollout.within_context(backend.capabilities.max_context)
     )
-    loss = settings.loss or Loss("importance_sampling" if schedule.max_staleness == 0 else "ppo")
-    _check_loss(backend, loss)
     stream = ProblemStream(groups, epochs=epochs, shuffle=settings.shuffle, seed=settings.seed)
     fixed = {**attrs.asdict(schedule), "seed": settings.seed, "shuffle": settings.shuffle, "problems": len(groups)}
+    losses = [settings.loss or default_loss(schedule.max_staleness), *settings.extra_losses]
     with open_run(run, backend, settings.sampler, observers, tracer) as opened:
+        objective = resolve_objective(losses, backend, split=schedule.minibatches > 1, note=opened.note)
+        shaping = resolve_shaping(settings, objective.reads)
         work = await opened.restore(RLWork, fixed, note=_resumed_groups)
-        actors = _RLActors(opened, stream, schedule, settings, steps, predictor or RunningMean(), work)
-        learning = LearningSettings(loss, settings.optimizer, settings.learning_rate)
-        try:
-            ending = await _run(opened, actors.feed, learning, steps, evaluations, stop, actors, fixed)
-        finally:
-            opened.keep_events(actors.journal.drain())
-        if actors.rollouts.nothing_to_learn:
+        async with AsyncExitStack() as held:
+            reference = await held.enter_async_context(opened.reference()) if shaping.needs_reference else None
+            actors = RLActors(
+                opened, stream, schedule, settings, shaping, reference, steps, predictor or RunningMean(), work
+            )
+            learning = LearningSettings(objective, settings.optimizer, settings.learning_rate)
+            try:
+                ending = await _run(opened, actors.feed, learning, steps, evaluations, stop, actors, fixed)
+            finally:
+                opened.keep_events(actors.journal.drain())
+        if actors.giving_back.nothing_to_learn:
             opened.note(
                 f"nothing left to learn: the last {actors.ledger.constant_in_a_row} groups had constant rewards"
             )
@@ -141,7 +116,7 @@ async def train_supervised(
     *,
     batches: BatchDataset,
     steps: int | None = None,
-    loss: Loss | None = None,
+    loss: LossChoice | None = None,
     optimizer: AdamParams | None = None,
     learning_rate: Callable[[int], float] | None = None,
     evaluations: Sequence[Evaluation] = (),
@@ -154,17 +129,20 @@ async def train_supervised(
     prepare: Prepare | None = None,
     reference: Scorer | None = None,
     minibatches: Minibatches | None = None,
+    metrics: StepMetrics | None = None,
 ) -> RunResult:
     """Supervised learning on `backend`: step i trains on `batches[i modulo its length]`.
 
     Args:
         steps: optimizer steps in all; None: one walk over the batches.
+        loss: by name and parameters, or a function of your own (`engine.training.custom`). None: cross_entropy.
         prefetch: batches built, and prepared, before they are needed.
         prepare: completes each batch while earlier ones are trained: `prepare(batch, reference)`. A resumed run prepares again what was prepared and
             not trained, so the same batch must give the same result.
         reference: what `prepare` scores with. None: the run's reference policy, which is the backend's weights before the run trains anything; it lies in the
             run directory, and a resumed run goes on with that one.
         minibatches: into what parts a step is split, by a budget of tokens say; None: one. It changes what is submitted, not the step.
+        metrics: further metrics of a step, from its datums and the policy's logprobs of their targets.
         ahead: further steps submitted before a step's results are awaited. A resumed run repeats and skips no batch, whatever this is.
 
     The other arguments, and what is raised, as for `train_rl`.
@@ -172,10 +150,14 @@ async def train_supervised(
     steps = steps if steps is not None else len(batches)
     if steps < 1 or len(batches) < 1:
         raise ValueError(f"there is nothing to train on: {steps} steps, {len(batches)} batches")
-    loss = loss or Loss("cross_entropy")
-    _check_loss(backend, loss)
     fixed = {"batches": len(batches)}
     with open_run(run, backend, None, observers, tracer) as opened:
+        objective = resolve_objective(
+            [loss or Loss("cross_entropy")],
+            backend,
+            split=minibatches is not None and minibatches.tokens is not None,
+            note=opened.note,
+        )
         await opened.restore(BatchCursor, fixed)
         async with AsyncExitStack() as held:
             prepared = None
@@ -184,8 +166,8 @@ async def train_supervised(
                     reference = await held.enter_async_context(opened.reference())
                 prepared = _scoring_with(prepare, reference)
             source = BatchSource(batches, opened.first_step, steps, prepared, minibatches)
-            actors = _SupervisedActors(opened, source, prefetch)
-            learning = LearningSettings(loss, optimizer or AdamParams(), learning_rate)
+            actors = _SupervisedActors(opened, source, prefetch, metrics)
+            learning = LearningSettings(objective, optimizer or AdamParams(), learning_rate)
             ending = await _run(opened, actors.feed, learning, steps, evaluations, stop, actors, fixed, ahead=ahead)
         return await opened.result(ending)
 
@@ -194,107 +176,16 @@ def _scoring_with(prepare: Prepare, scorer: Scorer) -> Callable[[Sequence[Datum]
     return lambda data: prepare(data, scorer)
 
 
-class _RLActors:
-    """Source, rollouts and feed of one run, and what they share."""
-
-    publish_every_step = True
-
-    def __init__(
-        self,
-        run: Run,
-        stream: ProblemStream,
-        schedule: Schedule,
-        settings: RLSettings,
-        steps: int,
-        predictor: LengthPredictor,
-        work: RLWork | None,
-    ) -> None:
-        pin = schedule.pin == "group"
-        under_way = work.under_way if work else UnderWay()
-        self._under_way = under_way
-        self.journal = Journal(enabled=run.directory is not None)
-        self.ledger = RolloutLedger(work.ledger if work else None)
-        self.gate = StalenessGate(
-            groups_per_step=schedule.groups_per_step,
-            max_staleness=schedule.max_staleness,
-            bound=schedule.bound,
-            total=steps * schedule.groups_per_step,
-            state=work.gate if work else None,
-        )
-        self.jobs: Channel[Job] = Channel("jobs", schedule.capacity)
-        self.finished: Channel[FinishedGroup] = Channel("finished groups", schedule.capacity)
-        self._finished_end: Receiver[FinishedGroup] = self.finished.receiver()
-        if work is not None:
-            predictor.restore(work.predictor)
-        self._predictor = predictor
-        self.source = Source(
-            stream,
-            self.gate,
-            run.sampler,
-            seed=settings.seed,
-            under_way=under_way,
-            journal=self.journal,
-            predictor=predictor,
-            position=work.position if work else 0,
-            pin=pin,
-        )
-        self.rollouts = Rollouts(
-            run.sampler,
-            self.gate,
-            settings.rollout,
-            drop_constant=settings.drop_constant_groups,
-            pin=pin,
-            constant_limit=settings.constant_limit or max(256, 8 * schedule.capacity),
-            failure_limit=settings.failure_limit or max(8, schedule.capacity // 2),
-            under_way=under_way,
-            ledger=self.ledger,
-            journal=self.journal,
-            predictor=predictor,
-            tracer=run.tracer,
-        )
-        self.feed = GroupFeed(
-            self._finished_end,
-            self.gate,
-            schedule,
-            resolve_advantage(settings.advantages),
-            under_way=under_way,
-            ledger=self.ledger,
-            journal=self.journal,
-            kept=work.finished if work else (),
-            samples_per_step=settings.samples_per_step,
-        )
-
-    def declare(self, program: Program) -> None:
-        jobs, finished = self.jobs.sender(), self.finished.sender()
-        program.actor("source", self.source.run, jobs, feeds=jobs)
-        program.actor("rollouts", self.rollouts.run, self.jobs.receiver(), finished, feeds=finished)
-
-    @property
-    def trainer_owns(self) -> tuple[Receiver[FinishedGroup]]:
-        return (self._finished_end,)
-
-    def freeze(self) -> RLWork:
-        finished = self.feed.kept()  # first: what has come in by now is no longer under way
-        return RLWork(
-            self.gate.state(),
-            self.source.position,
-            finished,
-            self._under_way.freeze(),
-            self.ledger.state(),
-            dict(self._predictor.state()),
-        )
-
-
 class _SupervisedActors:
     """Source and feed of batches."""
 
     publish_every_step = False
 
-    def __init__(self, run: Run, source: BatchSource, prefetch: int) -> None:
+    def __init__(self, run: Run, source: BatchSource, prefetch: int, metrics: StepMetrics | None) -> None:
         self._batches: Channel[BuiltBatch] = Channel("batches", prefetch)
         self._end = self._batches.receiver()
         self._source = source
-        self.feed = BatchFeed(self._end, run.first_step)
+        self.feed = BatchFeed(self._end, run.first_step, metrics)
 
     def declare(self, program: Program) -> None:
         sender = self._batches.sender()
@@ -315,7 +206,7 @@ async def _run(
     steps: int,
     evaluations: Sequence[Evaluation],
     stop: StopRequest | None,
-    actors: _RLActors | _SupervisedActors,
+    actors: RLActors | _SupervisedActors,
     fixed: Mapping[str, Any],
     *,
     ahead: int = 0,
@@ -365,14 +256,6 @@ def _how_long(steps: int | None, epochs: int | None, problems: int, groups_per_s
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     return steps, epochs
-
-
-def _check_loss(backend: Backend, loss: Loss) -> None:
-    known = backend.capabilities.losses
-    if loss.name not in known:
-        raise ValueError(
-            f"the backend '{backend.capabilities.name}' has no loss '{loss.name}'; it has {', '.join(sorted(known))}"
-        )
 
 
 def _resumed_groups(work: RLWork) -> str:

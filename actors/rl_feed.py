@@ -3,33 +3,28 @@
     consumes: finished groups             produces: datums, credits
     waits for: groups that may be taken   unblocked by: a group that finishes
 
-The gate decides which finished group a step may take. Advantages are a group's own business ("group" scope), and then a minibatch is
-complete as soon as its groups are; or they need the whole step ("step" scope), and then all groups are awaited before the first
-minibatch is cut. Either way the gradient of a step does not depend on the number of minibatches.
+The gate decides which finished group a step may take; the shaper makes datums of it. Where that is a group's own business ("group" scope), a minibatch is
+complete as soon as its groups are; where it needs the whole step ("step" scope), all groups are awaited before the first minibatch is cut.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from statistics import fmean
 
 import anyio
 import anyio.lowlevel
 import attrs
-import numpy as np
 
 from actors.reports import StepReport
 from actors.schedule import Schedule
+from actors.shaping import PORTION, Shaper, turns_of
 from actors.work import FinishedGroup, Journal, RolloutLedger, UnderWay
 from engine.backends.values import Datum, ForwardBackwardResult, Logprobs
 from engine.runtime.channels import Receiver
 from engine.runtime.gate import StalenessGate, Ticket
-from engine.training.advantages import Advantage
-from engine.training.assembly import assemble
 from engine.training.metrics import StepSums
-
-PORTION = 256
-"""Turns of episodes assembled or counted before other tasks get their turn: a big step must not hold up the rollouts."""
+from envs.rollout import is_constant
 
 
 class GroupFeed:
@@ -40,7 +35,7 @@ class GroupFeed:
         finished: Receiver[FinishedGroup],
         gate: StalenessGate,
         schedule: Schedule,
-        advantage: Advantage,
+        shaper: Shaper,
         *,
         under_way: UnderWay,
         ledger: RolloutLedger,
@@ -53,15 +48,14 @@ class GroupFeed:
         self._gate = gate
         self._schedule = schedule
         self._sizes = schedule.minibatch_sizes()
-        self._advantage = advantage
+        self._shaper = shaper
         self._under_way = under_way
         self._ledger = ledger
         self._journal = journal
         self._samples_per_step = samples_per_step
         self._pool: dict[Ticket, FinishedGroup] = {}
         self._step: list[FinishedGroup] = []
-        self._held: list[list[FinishedGroup]] = []
-        self._step_advantages: dict[Ticket, np.ndarray] = {}
+        self._held: list[list[Datum]] = []
         self._ended = False
         self._waited = 0.0
         for group in kept:
@@ -73,35 +67,13 @@ class GroupFeed:
 
     async def next_minibatch(self, part: int) -> list[Datum]:
         """Datums of the step's `part`-th minibatch, its groups in the order of admission; empty when no groups are left."""
-        if self._advantage.scope == "step":
-            groups = await self._part_of_whole_step(part)
-        else:
+        if self._shaper.scope == "group":
             groups = await self._take(self._sizes[part])
-        data: list[Datum] = []
-        turns = PORTION if part else 0  # what the parts before took
-        for finished in groups:
-            turns += _turns(finished)
-            if turns > PORTION:
-                await anyio.lowlevel.checkpoint()
-                turns = 0
-            advantages = self._step_advantages.pop(finished.ticket, None)
-            if advantages is None:
-                advantages = self._advantage([finished.group])[0]
-            data.extend(assemble(finished.group, advantages))
-        return data
-
-    async def _part_of_whole_step(self, part: int) -> list[FinishedGroup]:
+            (minibatch,) = await self._shaper.shape(groups, [len(groups)])
+            return minibatch
         if part == 0:
             groups = await self._take(self._schedule.groups_per_step)
-            advantages = self._advantage([finished.group for finished in groups])
-            self._step_advantages = {
-                finished.ticket: values for finished, values in zip(groups, advantages, strict=True)
-            }
-            self._held = []
-            start = 0
-            for size in self._sizes:
-                self._held.append(groups[start : start + size])
-                start += size
+            self._held = await self._shaper.shape(groups, self._sizes)
         return self._held[part]
 
     async def _take(self, count: int) -> list[FinishedGroup]:
@@ -167,7 +139,13 @@ class GroupFeed:
         """Settles the step's groups: credits go back, the version rises."""
         groups, self._step = self._step, []
         settled = SettledGroups(
-            self._gate.version, groups, self._ledger.take(), self._journal, self._samples_per_step, anyio.current_time()
+            self._gate.version,
+            groups,
+            self._ledger.take(),
+            self._journal,
+            self._samples_per_step,
+            anyio.current_time(),
+            self._shaper.metrics(),
         )
         self._gate.advance()
         return settled
@@ -193,12 +171,14 @@ class SettledGroups:
     journal: Journal
     samples: int
     at: float
+    shaped: Mapping[str, float]
+    """What was found while the datums were made."""
 
     async def report(self, data: Sequence[Datum], results: Sequence[ForwardBackwardResult]) -> StepReport:
         """The step's metrics, in portions."""
         turns = 0
         for finished in self.groups:
-            turns += _turns(finished)
+            turns += turns_of(finished)
             if turns > PORTION:
                 await anyio.lowlevel.checkpoint()
                 turns = 0
@@ -207,9 +187,11 @@ class SettledGroups:
         row = self.ledger.metrics()
         row.update(_staleness(self.step, self.groups))
         row["groups/trained"] = float(len(self.groups))
+        row["groups/constant"] = float(sum(is_constant(finished.group) for finished in self.groups))
         row["tokens/trained"] = float(sum(finished.group.sampled_tokens for finished in self.groups))
         row["optim/datums"] = float(len(data))
         row["optim/loss"] = sum(result.loss for result in results)
+        row.update(self.shaped)
         row.update(await self._mismatch(data, [logprobs for result in results for logprobs in result.logprobs]))
         samples = [sample for finished in self.groups[: self.samples] for sample in _readable(self.step, finished)]
         return StepReport(row, self.journal.drain(), samples)
@@ -224,10 +206,6 @@ class SettledGroups:
         return sums.metrics()
 
 
-def _turns(finished: FinishedGroup) -> int:
-    return sum(len(trajectory.turns) for trajectory in finished.group.trajectories)
-
-
 def _staleness(step: int, groups: Sequence[FinishedGroup]) -> dict[str, float]:
     """Optimizer steps between a group's oldest tokens and its training: while it was played, and while it waited to be trained."""
     if not groups:
@@ -237,13 +215,15 @@ def _staleness(step: int, groups: Sequence[FinishedGroup]) -> dict[str, float]:
         max(turn.completion.version for t in finished.group.trajectories for turn in t.turns) for finished in groups
     ]
     totals = [step - version for version in oldest]
+    in_flight = [finished.finished_version - version for finished, version in zip(groups, oldest, strict=True)]
+    in_queue = [step - finished.finished_version for finished in groups]
     return {
         "staleness/mean": fmean(totals),
         "staleness/max": float(max(totals)),
-        "staleness/in_flight_mean": fmean(
-            finished.finished_version - version for finished, version in zip(groups, oldest, strict=True)
-        ),
-        "staleness/in_queue_mean": fmean(step - finished.finished_version for finished in groups),
+        "staleness/in_flight_mean": fmean(in_flight),
+        "staleness/in_flight_max": float(max(in_flight)),
+        "staleness/in_queue_mean": fmean(in_queue),
+        "staleness/in_queue_max": float(max(in_queue)),
         "staleness/version_span_max": float(max(new - old for new, old in zip(newest, oldest, strict=True))),
     }
 

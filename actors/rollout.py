@@ -1,6 +1,6 @@
 """Rollouts: play each job's group, grade it, clean up, send it on.
 
-    consumes: jobs                        produces: finished groups
+    consumes: jobs                        produces: finished groups (played ones, where they are scored next)
     waits for: the sampler, the envs      unblocked by: completions, env steps
 
 Groups under way are bounded by the gate, so each job gets its own task at once, and the channel behind always has room.
@@ -8,18 +8,20 @@ Groups under way are bounded by the gate, so each job gets its own task at once,
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
 
 import anyio
+import attrs
+import numpy as np
 
+from actors.giving_back import GivingBack
 from actors.prediction import LengthPredictor
 from actors.sampler import FollowingPolicy, Sampler, ServedPolicy
 from actors.work import FinishedGroup, Job, Journal, RolloutLedger, UnderWay
 from engine.runtime.channels import Receiver, Sender
-from engine.runtime.gate import StalenessGate
 from engine.runtime.instrumentation import Tracer
-from engine.training.trajectories import TrajectoryGroup
-from envs.rollout import GroupFailed, RolloutSettings, is_constant, play_group
+from engine.training.trajectories import Trajectory, TrajectoryGroup
+from envs.rollout import FailFast, FailurePolicy, GroupFailed, MinViable, RolloutSettings, is_constant, play_group
 
 
 class Rollouts:
@@ -28,13 +30,13 @@ class Rollouts:
     def __init__(
         self,
         sampler: Sampler,
-        gate: StalenessGate,
         settings: RolloutSettings,
+        giving_back: GivingBack,
         *,
         drop_constant: bool,
         pin: bool,
-        constant_limit: int,
-        failure_limit: int,
+        scored: bool,
+        keep_version: bool,
         under_way: UnderWay,
         ledger: RolloutLedger,
         journal: Journal,
@@ -43,22 +45,21 @@ class Rollouts:
     ) -> None:
         """`drop_constant`: give groups whose members all have the same reward back instead of training on nothing.
 
-        `constant_limit`: how many groups in a row may be given back for that before the gate closes: nothing is left to learn.
-        `failure_limit`: how many groups in a row may fail before the run does.
+        `scored`: a played group goes to be scored before it is trained. `keep_version`: by the version that was newest when it was played, which
+        then stays served until that is done.
         """
         self._sampler = sampler
-        self._gate = gate
         self._settings = settings
+        self._giving_back = giving_back
         self._drop_constant = drop_constant
         self._pin = pin
-        self._constant_limit = constant_limit
-        self._failure_limit = failure_limit
+        self._scored = scored
+        self._keep_version = keep_version
         self._under_way = under_way
         self._ledger = ledger
         self._journal = journal
         self._predictor = predictor
         self._tracer = tracer
-        self.nothing_to_learn = False
 
     async def run(self, jobs: Receiver[Job], finished: Sender[FinishedGroup]) -> None:
         """Plays every job; returns when the source has finished and all groups are played."""
@@ -72,8 +73,9 @@ class Rollouts:
         policy = self._policy(job)
         try:
             group = await play_group(job.builder, policy, self._settings, job.assignment.seed, job.priority)
+            group = fit_to_train(group, self._settings.failure)
         except GroupFailed as error:
-            self._give_back_failed(job, error)
+            self._giving_back.failed(job.assignment, error)
             return
         finally:
             policy.close()
@@ -84,13 +86,19 @@ class Rollouts:
         self._tracer.span("rollouts", f"group {ticket.number}", began, now, version=ticket.version)
         self._predictor.observe(job.assignment.problem, group.tags, max(t.sampled_tokens for t in group.trajectories))
         if self._drop_constant and is_constant(group):
-            self._give_back_constant(job, group)
+            self._giving_back.constant(job.assignment, group)
             return
         self._ledger.constant_in_a_row = 0
-        self._journal.note("finished", ticket.number, now, version=self._sampler.newest)
+        newest = self._sampler.newest
+        self._journal.note("finished", ticket.number, now, version=newest)
         # Without a pause since the version was unpinned: a checkpoint cut in between would play the group again, and want that version. The
         # channel has room for all groups that can be under way.
-        finished.send_nowait(FinishedGroup(job.assignment, group, self._sampler.newest))
+        played = FinishedGroup(job.assignment, group, newest)
+        if self._scored:
+            self._under_way.move(played)
+            if self._keep_version:
+                self._sampler.pin(newest)
+        finished.send_nowait(played)
 
     def _policy(self, job: Job) -> ServedPolicy | FollowingPolicy:
         ticket = job.assignment.ticket
@@ -98,25 +106,44 @@ class Rollouts:
             return ServedPolicy(self._sampler, ticket.version)
         return FollowingPolicy(self._sampler, self._under_way.asked.setdefault(ticket.number, {}))
 
-    def _give_back_constant(self, job: Job, group: TrajectoryGroup) -> None:
-        self._ledger.filtered += 1
-        self._ledger.constant_in_a_row += 1
-        self._ledger.add(group)
-        self._settle(job, "filtered", reward=group.trajectories[0].reward)
-        if self._ledger.constant_in_a_row >= self._constant_limit:
-            self.nothing_to_learn = True
-            self._gate.close()
 
-    def _give_back_failed(self, job: Job, error: GroupFailed) -> None:
-        self._ledger.failed += 1
-        self._ledger.failed_in_a_row += 1
-        self._ledger.add_mishaps(error.metrics)
-        self._settle(job, "failed", error=str(error))
-        if self._ledger.failed_in_a_row == self._failure_limit:
-            raise GroupFailed(f"{self._failure_limit} groups in a row failed, the last one so: {error}") from error
+def fit_to_train(group: TrajectoryGroup, failure: FailurePolicy) -> TrajectoryGroup:
+    """The group, if every member has sampled tokens with logprobs; under MinViable, without those that have not, as long as enough are left.
 
-    def _settle(self, job: Job, outcome: Literal["filtered", "failed"], **facts: object) -> None:
-        ticket = job.assignment.ticket
-        self._under_way.remove(ticket)
-        self._journal.note(outcome, ticket.number, anyio.current_time(), **facts)
-        self._gate.settle(ticket, outcome)
+    Raises GroupFailed naming the member; ValueError under FailFast.
+    """
+    if _all_fit(group.trajectories):
+        return group
+    reasons = [_unfit(trajectory) for trajectory in group.trajectories]
+    member = next(index for index, reason in enumerate(reasons) if reason)
+    message = f"member {member} of a group {list(group.tags)} cannot be trained: {reasons[member]}"
+    if isinstance(failure, FailFast):
+        raise ValueError(message)
+    fit = tuple(each for each, reason in zip(group.trajectories, reasons, strict=True) if not reason)
+    if isinstance(failure, MinViable) and len(fit) >= failure.members:
+        return attrs.evolve(group, trajectories=fit)
+    raise GroupFailed(message)
+
+
+def _all_fit(trajectories: Sequence[Trajectory]) -> bool:
+    """The common case, for all members in one go."""
+    completions = [[turn.completion for turn in trajectory.turns] for trajectory in trajectories]
+    if not all(any(len(completion.tokens) for completion in member) for member in completions):
+        return False
+    flat = [completion for member in completions for completion in member]
+    return all(len(each.tokens) == len(each.logprobs) for each in flat) and bool(
+        np.isfinite(np.concatenate([each.logprobs for each in flat])).all()
+    )
+
+
+def _unfit(trajectory: Trajectory) -> str:
+    """Why a member cannot be trained; empty where it can."""
+    if not trajectory.sampled_tokens:
+        return f"it sampled no tokens (ended: {trajectory.end})"
+    for number, turn in enumerate(trajectory.turns):
+        tokens, logprobs = turn.completion.tokens, turn.completion.logprobs
+        if len(tokens) != len(logprobs):
+            return f"turn {number} has {len(tokens)} sampled tokens but {len(logprobs)} logprobs"
+        if not np.isfinite(logprobs).all():
+            return f"turn {number}: the sampler's logprob of a sampled token is {logprobs[~np.isfinite(logprobs)][0]}"
+    return ""

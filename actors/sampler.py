@@ -12,33 +12,12 @@ from typing import Any
 import anyio
 import attrs
 
+from actors.retries import SamplerSettings, SamplingFailed, ask_again
 from engine.backends.errors import BackendError, TransientError
 from engine.backends.ports import SamplingBackend, Snapshot
 from engine.backends.values import Completion, Logprobs, ModelInput, SampleRequest
-from engine.runtime.seeds import derive_seed
 
-_at_least_one: Any = attrs.validators.optional(attrs.validators.ge(1))
-_positive: Any = attrs.validators.optional(attrs.validators.gt(0))
-
-
-class SamplingFailed(BackendError):
-    """A request that failed as often as it may."""
-
-
-@attrs.frozen
-class SamplerSettings:
-    """How requests are sent."""
-
-    slots: int | None = attrs.field(default=None, validator=_at_least_one)
-    """Most samples asked for at once; None leaves it to the backend. A request for n samples takes n slots (at most all of them)."""
-    attempts: int = attrs.field(default=4, validator=attrs.validators.ge(1))
-    """How often a request is tried where the failure may pass."""
-    backoff: float = attrs.field(default=0.5, validator=attrs.validators.ge(0))
-    """Seconds before the second attempt; doubled for each further one, with up to half as much again at random."""
-    backoff_limit: float = attrs.field(default=30.0, validator=attrs.validators.ge(0))
-    """Longest pause between attempts, in seconds."""
-    deadline: float | None = attrs.field(default=None, validator=_positive)
-    """Most seconds of one attempt; running out counts as a failure that may pass. None: what the backend asks for (`Capabilities.request_deadline`)."""
+__all__ = ["FollowingPolicy", "Sampler", "SamplerSettings", "SamplerStatistics", "SamplingFailed", "ServedPolicy"]
 
 
 @attrs.frozen
@@ -168,37 +147,31 @@ class Sampler:
                 return await self.backend.sample(snapshot, request)
             return await self._within_deadline(snapshot, request, self._deadline)
         except TransientError as error:
-            return await self._again(snapshot, request, error)
+            return await ask_again(
+                lambda: self.backend.sample(snapshot, request),
+                error,
+                self.settings,
+                self._deadline,
+                request.seed,
+                self._note_retry,
+            )
         finally:
             self._in_flight -= samples
             if not self._in_flight:
                 self._busy += anyio.current_time() - self._busy_since
 
-    async def _again(self, snapshot: Snapshot, request: SampleRequest, error: TransientError) -> Sequence[Completion]:
-        """Attempts after the first, each after a longer pause."""
-        settings = self.settings
-        for attempt in range(1, settings.attempts):
-            pause = min(settings.backoff * 2 ** (attempt - 1), settings.backoff_limit)
-            jitter = derive_seed(request.seed, attempt) / 2**64  # in [0, 0.5)
-            await anyio.sleep(pause * (1 + jitter))
-            self._retries += 1
-            try:
-                return await self._within_deadline(snapshot, request, self._deadline)
-            except TransientError as again:
-                error = again
-        raise SamplingFailed(
-            f"a sampling request failed {settings.attempts} times, the last time with: {error}"
-        ) from error
+    def _note_retry(self) -> None:
+        self._retries += 1
 
     async def _within_deadline(
-        self, snapshot: Snapshot, request: SampleRequest, deadline: float | None
+        self, snapshot: Snapshot, request: SampleRequest, deadline: float
     ) -> Sequence[Completion]:
         with anyio.move_on_after(deadline):
             return await self.backend.sample(snapshot, request)
         raise TransientError(f"no answer within the deadline of {deadline:g} s")
 
     async def compute_logprobs(self, sequence: ModelInput, version: int) -> Logprobs:
-        """Log-probability of every token of a sequence given those before it, shape (T,), under a served version."""
+        """Log-probability of every token of a sequence given those before it, shape (T,), under a served version. Tried once."""
         return await self.backend.compute_logprobs(self._get(version).snapshot, sequence)
 
     def statistics(self) -> SamplerStatistics:

@@ -1,19 +1,22 @@
-"""Scoring: log-probabilities of given tokens under a policy that does not learn in this run, such as a reference or a teacher.
+"""Scoring: log-probabilities of given tokens under another policy than the one that learns, such as a reference or a teacher.
 
-Dimension suffixes: `T` positions of one datum.
+Dimension suffixes: `T` positions of one datum or sequence, `G` members of a group, `N` sampled tokens of a group, members in order and their turns in order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol
 
 import anyio
 import attrs
 import numpy as np
+from numpy.typing import NDArray
 
 from engine.backends.values import Datum, Logprobs, ModelInput
+from engine.training.assembly import assemble
 from engine.training.kl import full_sequence
+from engine.training.trajectories import TrajectoryGroup
 
 CONCURRENCY = 64
 """Sequences being scored at once, where nothing else is asked for."""
@@ -25,6 +28,79 @@ class Scorer(Protocol):
     async def compute_logprobs(self, sequence: ModelInput) -> Logprobs:
         """Log-probability of every token given those before it, shape (T,); position 0 is NaN."""
         ...
+
+
+@attrs.frozen(eq=False)
+class ScorersByTag:
+    """Several scorers, each for the groups that carry its tag: one teacher for mathematics, another for code."""
+
+    scorers: Mapping[str, Scorer] = attrs.field()
+    default: Scorer | None = None
+    """For groups that carry none of the tags; None: such a group is an error."""
+
+    @scorers.validator
+    def _(self, _: object, value: Mapping[str, Scorer]) -> None:
+        if not value:
+            raise ValueError("scorers by tag need at least one tag")
+
+    def choose(self, tags: Sequence[str]) -> Scorer:
+        """The scorer of the first of a group's tags that has one. Raises ValueError naming both sides where none has."""
+        for tag in tags:
+            if tag in self.scorers:
+                return self.scorers[tag]
+        if self.default is None:
+            raise ValueError(
+                f"a group with the tags {', '.join(tags) or '(none)'} has no scorer: there are scorers for {', '.join(self.scorers)}"
+            )
+        return self.default
+
+
+INITIAL: Literal["initial"] = "initial"
+NEWEST: Literal["newest"] = "newest"
+ScoredBy = Scorer | ScorersByTag | Literal["initial", "newest"]
+"""Who scores a run's groups: a policy from outside, or one of the run's own, `initial` (its reference policy: the weights before any training) or `newest`
+(the version that was newest when the group was played)."""
+
+
+@attrs.frozen(eq=False)
+class ToScore:
+    """A sequence to be scored, and which of its tokens were sampled."""
+
+    sequence: ModelInput
+    sampled: NDArray[np.intp]
+    """Their positions in the sequence."""
+
+    def pick(self, logprobs: Logprobs) -> Logprobs:
+        """The logprobs of the sampled tokens out of those of all. Raises ValueError where they do not fit or are not finite."""
+        if np.shape(logprobs) != (self.sequence.length,):
+            raise ValueError(
+                f"the scorer gave logprobs of shape {np.shape(logprobs)} for a sequence of {self.sequence.length} tokens"
+            )
+        picked = np.asarray(logprobs, np.float32)[self.sampled]
+        if not np.isfinite(picked).all():
+            at = self.sampled[int(np.flatnonzero(~np.isfinite(picked))[0])]
+            raise ValueError(
+                f"the scorer's logprob of the sampled token at position {at} is {logprobs[at]}; it must be finite"
+            )
+        return picked
+
+
+def sequences_to_score(group: TrajectoryGroup, *, privileged: bool) -> list[ToScore]:
+    """What has to be scored of a group: its sampled tokens in order, in as few sequences as its datums.
+
+    `privileged`: each turn behind its `teacher_prompt`, where it has one; then every turn is a sequence of its own.
+    """
+    turns = [turn for trajectory in group.trajectories for turn in trajectory.turns]
+    if privileged and any(turn.teacher_prompt is not None for turn in turns):
+        sequences = []
+        for turn in turns:
+            if len(turn.completion.tokens):
+                prompt = turn.teacher_prompt or turn.prompt
+                positions = prompt.length + np.arange(len(turn.completion.tokens))
+                sequences.append(ToScore(prompt.append(turn.completion.tokens), positions))
+        return sequences
+    data = assemble(group, np.zeros(len(group.trajectories)), without_tokens="skip")
+    return [ToScore(full_sequence(datum), np.flatnonzero(datum.loss_inputs["mask"]) + 1) for datum in data]
 
 
 async def score_targets(scorer: Scorer, data: Sequence[Datum], *, concurrency: int = CONCURRENCY) -> list[Logprobs]:

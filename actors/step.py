@@ -2,40 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import anyio
 import attrs
-from anyio.abc import TaskGroup
 
+from actors.objective import StepPasses
 from actors.sampler import Sampler
-from engine.backends.ports import Pending, Snapshot
-from engine.backends.values import AdamParams, Datum, ForwardBackwardResult
+from actors.watched import Watched
+from engine.backends.ports import Snapshot
+from engine.backends.values import AdamParams, Datum
 from engine.runtime.instrumentation import Tracer
-
-T = TypeVar("T")
-
-
-class Watched(Generic[T]):
-    """A submitted piece of work, whose time of finishing is noted as it comes, and whose failure fails the trainer at once."""
-
-    def __init__(self, name: str, pending: Pending[T], watchers: TaskGroup) -> None:
-        self.name = name
-        self.submitted_at = anyio.current_time()
-        self.finished_at = self.submitted_at
-        self._pending = pending
-        self.delivered: T | None = None
-        self._done = anyio.Event()
-        watchers.start_soon(self._watch)
-
-    async def _watch(self) -> None:
-        self.delivered = await self._pending.result()
-        self.finished_at = anyio.current_time()
-        self._done.set()
-
-    async def result(self) -> T:
-        await self._done.wait()
-        return self.delivered  # type: ignore[return-value]  # delivered before it was done
 
 
 @attrs.define
@@ -44,7 +21,7 @@ class SubmittedStep:
 
     step: int
     data: list[Datum]
-    passes: list[Watched[ForwardBackwardResult]]
+    passes: StepPasses
     optim: Watched[dict[str, float]]
     snapshot: Watched[Snapshot] | None
     adam: AdamParams
@@ -54,7 +31,7 @@ class SubmittedStep:
     @property
     def pieces(self) -> list[Watched[Any]]:
         """All that was submitted, in order."""
-        return [*self.passes, self.optim, *([self.snapshot] if self.snapshot is not None else [])]
+        return [*self.passes.submitted, self.optim, *([self.snapshot] if self.snapshot is not None else [])]
 
 
 class StepClock:
@@ -81,7 +58,7 @@ class StepClock:
         duration = now - self._last_boundary
         self._sampled, self._last_boundary = sampled, now
         tokens = sampled.tokens - before.tokens
-        passes, optim, snapshot = submitted.passes, submitted.optim, submitted.snapshot
+        passes, optim, snapshot = submitted.passes.submitted, submitted.optim, submitted.snapshot
         return {
             "tokens/sampled": float(tokens),
             "tokens/per_second": tokens / duration if duration > 0 else 0.0,

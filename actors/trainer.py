@@ -3,7 +3,7 @@
     consumes: minibatches of a feed       produces: versions, step reports, checkpoints, due evaluations
     waits for: the feed, the backend      unblocked by: finished groups or batches, results
 
-        submit   forward_backward × minibatches   optim_step   snapshot (where somebody will sample from it)
+        submit   passes of each minibatch   optim_step   snapshot (where somebody will sample from it)
         finish   ── all results ── boundary: publish, settle, cut a checkpoint ── report
 
 A boundary has no pause in it: the version served, the gate, the feed and a checkpoint's cut belong to the same instant. Where no sampling depends on the step
@@ -22,9 +22,11 @@ from anyio.abc import TaskGroup
 
 from actors.evaluator import DueEvaluations, EvaluationPlan
 from actors.learning import Feed, LearningSettings, StopRequest
+from actors.objective import StepPasses
 from actors.reports import CheckpointReport, Report
 from actors.sampler import Sampler
-from actors.step import StepClock, SubmittedStep, Watched
+from actors.step import StepClock, SubmittedStep
+from actors.watched import Watched
 from engine.backends.ports import Snapshot, TrainingBackend
 from engine.backends.values import Datum
 from engine.runtime.channels import Sender
@@ -125,17 +127,16 @@ class Trainer:
     async def _submit(self, step: int, watchers: TaskGroup) -> SubmittedStep | None:
         waited = self._feed.waited
         data: list[Datum] = []
-        passes = []
+        passes = StepPasses(self._backend, self._settings.objective, watchers)
         for part in range(self._feed.minibatches):
             minibatch = await self._feed.next_minibatch(part)
             if not minibatch:
                 break
             data.extend(minibatch)
-            passes.append(
-                Watched("forward_backward", self._backend.forward_backward(minibatch, self._settings.loss), watchers)
-            )
-        if not passes:
+            await passes.add(minibatch)
+        if not data:
             return None
+        await passes.complete()
         adam = self._settings.adam(step)
         optim = Watched("optim_step", self._backend.optim_step(adam), watchers)
         wanted = self._publish_every_step or self._plan.any_due(step + 1)
@@ -147,7 +148,7 @@ class Trainer:
     async def _finish(
         self, submitted: SubmittedStep, reports: Sender[Report], evaluator: Asker[DueEvaluations, None]
     ) -> None:
-        results = [await watched.result() for watched in submitted.passes]
+        results, found = await submitted.passes.results()
         optim_metrics = await submitted.optim.result()
         snapshot = await submitted.snapshot.result() if submitted.snapshot is not None else None
         # --- boundary: no pause from here ...
@@ -160,6 +161,7 @@ class Trainer:
             "progress/done_frac": self.version / self._steps,
             "optim/lr": submitted.adam.learning_rate,
             **{f"optim/{name}": value for name, value in optim_metrics.items()},
+            **found,
             **self._clock.boundary(submitted),
         }
         due = self._plan.at(self.version)

@@ -7,6 +7,7 @@ from typing import Any
 
 import attrs
 
+from engine.backends.values import Logprobs
 from engine.runtime.gate import GateState, Ticket
 from engine.training.trajectories import TrajectoryGroup
 from envs.contracts import GroupBuilder
@@ -32,14 +33,22 @@ class UnderWay:
     """Those not yet played."""
     asked: dict[int, dict[int, int]] = attrs.field(factory=dict)
     """Of each of them, where every request may ask another version: the version by the request's seed."""
+    played: dict[int, FinishedGroup] = attrs.field(factory=dict)
+    """Those being scored, in the order in which they were played."""
 
     def remove(self, ticket: Ticket) -> None:
-        """The ticket's group is played."""
-        del self.assignments[ticket.number]
-        self.asked.pop(ticket.number, None)
+        """The ticket's group is ready to be trained, or was given back."""
+        if self.played.pop(ticket.number, None) is None:
+            del self.assignments[ticket.number]
+            self.asked.pop(ticket.number, None)
+
+    def move(self, group: FinishedGroup) -> None:
+        """A group is played, and goes on to be scored."""
+        self.remove(group.ticket)
+        self.played[group.ticket.number] = group
 
     def freeze(self) -> UnderWay:
-        """A copy in the order of admission, for a checkpoint."""
+        """A copy in the order of admission, for a checkpoint; without what is played, which is kept with its tokens."""
         return UnderWay(
             dict(sorted(self.assignments.items())),
             {ticket: dict(asked) for ticket, asked in sorted(self.asked.items())},
@@ -63,6 +72,8 @@ class FinishedGroup:
     group: TrajectoryGroup
     finished_version: int
     """Newest version when the last member finished."""
+    scores: Mapping[str, Logprobs] = attrs.field(factory=dict)
+    """Logprobs of the sampled tokens under other policies, by the scorer's name; each of shape (N,), members in order and their turns in order."""
 
     @property
     def ticket(self) -> Ticket:
@@ -118,7 +129,7 @@ class RLWork:
     position: int
     """The source's cursor."""
     finished: tuple[FinishedGroup, ...]
-    """Played and not yet trained."""
+    """Played and not yet trained; those that lack scores last, in the order in which they were played."""
     under_way: UnderWay
     """To be played again, from their seeds."""
     ledger: LedgerState

@@ -25,6 +25,9 @@ class Observation:
     """Stop strings and stop token ids that end the answer."""
     max_tokens: int | None = None
     """Most tokens this answer may take; None: the rollout's own limit."""
+    teacher_prompt: ModelInput | None = None
+    """What a teacher reads in the prompt's place when it scores the answer: the same question with hints, the solution, a longer prompt. None: the
+    prompt itself."""
 
 
 @attrs.frozen

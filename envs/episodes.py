@@ -153,8 +153,10 @@ class Players:
                 if self.ties is not None or limits.turn_overrun == "fail":
                     raise overrun
                 self.tally.overrun("turn")
-                return Turn(observation.prompt, completion, 0.0, logs={"error": str(overrun)}), None
-        return Turn(observation.prompt, completion, float(step.reward), step.metrics, step.logs), step
+                logs = {"error": str(overrun)}
+                return Turn(observation.prompt, completion, 0.0, {}, logs, observation.teacher_prompt), None
+        reward = float(step.reward)
+        return Turn(observation.prompt, completion, reward, step.metrics, step.logs, observation.teacher_prompt), step
 
     async def play(
         self, env: Env, seed: int, observation: Observation | None = None, began: float | None = None

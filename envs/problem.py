@@ -56,11 +56,17 @@ class ProblemEnv(ABC):
         """The conversation up to the answer. Override it for a system message or worked examples before the question."""
         return [user(self.question())]
 
+    def teacher_messages(self) -> Sequence[Message] | None:
+        """What a teacher reads in the place of `messages` when it scores the answer, say with the solution before the question; None: the same."""
+        return None
+
     def observation(self) -> Observation:
         """The rendered prompt, made once."""
         if self._observation is None:
             prompt = self.renderer.generation_prompt(self.messages())
-            self._observation = Observation(prompt, self.renderer.stop_sequences(), self.max_tokens)
+            privileged = self.teacher_messages()
+            teacher_prompt = None if privileged is None else self.renderer.generation_prompt(privileged)
+            self._observation = Observation(prompt, self.renderer.stop_sequences(), self.max_tokens, teacher_prompt)
         return self._observation
 
     def share_prompt(self, other: ProblemEnv) -> None:

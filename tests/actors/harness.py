@@ -13,7 +13,7 @@ import attrs
 import numpy as np
 import trio
 
-import actors.programs
+import actors.rl_actors
 from actors import RunResult, Schedule
 from engine.backends import Completion, ModelInput
 from engine.backends.simulated import LogNormal, SamplerModel, SimulatedBackend, TrainerModel
@@ -206,24 +206,27 @@ class Accountant(trio.abc.Instrument):
             unplayed = set(run._under_way.assignments)
             waiting = {ticket.number for ticket in run.feed._pool}
             taken = {ticket.number for ticket in run.gate._taken}
-            known = len(unplayed) + len(waiting) + len(taken)
-            if known != books.unsettled or len(unplayed | waiting | taken) != known:
-                self.wrong.append(f"unsettled {books.unsettled}: not played {unplayed}, waiting {waiting}, {taken}")
+            scored = set(run._under_way.played)
+            known = len(unplayed) + len(scored) + len(waiting) + len(taken)
+            if known != books.unsettled or len(unplayed | scored | waiting | taken) != known:
+                self.wrong.append(
+                    f"unsettled {books.unsettled}: not played {unplayed}, scored {scored}, waiting {waiting}, {taken}"
+                )
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
         """Watches every RL run that is made within the block."""
-        made = actors.programs._RLActors.__init__
+        made = actors.rl_actors.RLActors.__init__
 
         def init(run: Any, *args: Any, **options: Any) -> None:
             made(run, *args, **options)
             self.runs.append(run)
 
-        actors.programs._RLActors.__init__ = init  # type: ignore[method-assign]
+        actors.rl_actors.RLActors.__init__ = init  # type: ignore[method-assign]
         try:
             yield
         finally:
-            actors.programs._RLActors.__init__ = made  # type: ignore[method-assign]
+            actors.rl_actors.RLActors.__init__ = made  # type: ignore[method-assign]
 
 
 def small_backend(seed: int = 0, **options: Any) -> SimulatedBackend:

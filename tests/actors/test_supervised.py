@@ -266,7 +266,8 @@ def test_wrong_settings_are_told_before_anything_runs() -> None:
     for options, message in (
         ({"steps": 0}, "there is nothing to train on: 0 steps"),
         ({"batches": [], "steps": 3}, "0 batches"),
-        ({"loss": Loss("dpo")}, "has no loss 'dpo'; it has cispo, cross_entropy"),
+        ({"loss": Loss("dop")}, "no loss is called 'dop': the backend 'simulated' has cispo, cross_entropy"),
+        ({"loss": Loss("dpo", {"bata": 0.1})}, "loss 'dpo' has no parameter 'bata'"),
     ):
         with pytest.raises(ValueError, match=message):
             simulate(lambda options=options: train_supervised(backend, **{"batches": Batches(), **options})).unwrap()

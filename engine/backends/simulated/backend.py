@@ -17,7 +17,7 @@ from engine.backends.simulated import losses, records, state
 from engine.backends.simulated.faults import Call, Failing, Failures, Injector
 from engine.backends.simulated.memory import Memory
 from engine.backends.simulated.model import Sampler, SamplerModel, TokenModel, prompt_checksum
-from engine.backends.simulated.records import RequestLog, TrainingEntry
+from engine.backends.simulated.records import RequestLog, ScoreEntry, TrainingEntry
 from engine.backends.simulated.server import SlotServer
 from engine.backends.simulated.trainer import Submitted, Timeline, TrainerModel
 from engine.backends.values import (
@@ -155,15 +155,34 @@ class SimulatedBackend:
         return completions
 
     async def compute_logprobs(self, snapshot: Snapshot, sequence: ModelInput) -> Logprobs:
-        """Log-probability of every token, shape (T,); position 0 is NaN. Takes no time."""
+        """Log-probability of every token, shape (T,); position 0 is NaN. Takes its time in a slot, where the model has one for it."""
         served = self._served(snapshot)
         self._check_context(sequence)
+        if self._memory is not None:
+            self._memory.go_on()
+        digest = ""
+        if self.log is not None:
+            digest = records.prompt_digest(sequence)
+            self.log.scoring.append(ScoreEntry(digest, served.version, served.weights, anyio.current_time()))
         if self._faults is not None:
             await _fail(self._faults.next("compute_logprobs"))
-        await anyio.lowlevel.checkpoint()
+        self.requests_in_flight += 1
+        try:
+            await self._work_on_scores(served, sequence, digest)
+        finally:
+            self.requests_in_flight -= 1
         logprobs_T = served.tokens.logprobs(sequence.tokens)
         logprobs_T[:1] = float("nan")
         return logprobs_T
+
+    async def _work_on_scores(self, served: SimulatedSnapshot, sequence: ModelInput, digest: str) -> None:
+        seconds = [self._sampler.scoring_seconds(sequence)]
+        if not seconds[0]:
+            await anyio.lowlevel.checkpoint()
+        elif self._memory is not None:
+            await self._server.wait(self._memory.job(f"score:{served.version}:{digest}", seconds, 0.0))
+        else:
+            await self._server.wait(self._server.admit(seconds, 0.0, anyio.current_time()))
 
     def release(self, snapshot: Snapshot) -> None:
         """Gives up a snapshot. Raises RequestRejected when it is not, or no longer, alive."""

@@ -52,6 +52,8 @@ class SamplerModel:
     seconds: Distribution = attrs.field(factory=Constant)
     sec_per_token: float | None = None
     """When set, the length follows from the duration: ceil(seconds / sec_per_token)."""
+    scoring: Distribution = attrs.field(factory=Constant)
+    """Seconds of a slot that `compute_logprobs` takes."""
     vocabulary: tuple[int, int] = (32, 127)
     """Token ids are drawn from this half-open range."""
     script: Script | None = None
@@ -176,6 +178,11 @@ class Sampler:
             for i in range(request.num_samples)
         ]
         return [completion for completion, _ in drawn], [seconds for _, seconds in drawn]
+
+    def scoring_seconds(self, sequence: ModelInput) -> float:
+        """How long a sequence takes to be scored: the same one always the same."""
+        stream = _mixed(self._seed ^ prompt_checksum(sequence) << 17)
+        return ticks(self._model.scoring.draw(unit(stream, 0), unit(stream, 1)))
 
     def _one(
         self,

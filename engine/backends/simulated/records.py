@@ -75,6 +75,18 @@ class SampleEntry:
 
 
 @attrs.frozen
+class ScoreEntry:
+    """One sequence to score."""
+
+    sequence: str
+    """Digest."""
+    version: int
+    weights: str
+    """Digest of the weights asked."""
+    at: float = attrs.field(eq=False)
+
+
+@attrs.frozen
 class TrainingEntry:
     """One submission to the trainer, with the time it was worked on. Times are not compared."""
 
@@ -97,6 +109,7 @@ class RequestLog:
 
     sampling: list[SampleEntry] = attrs.field(factory=list)
     training: list[TrainingEntry] = attrs.field(factory=list)
+    scoring: list[ScoreEntry] = attrs.field(factory=list)
 
     def trained(self, version: int) -> tuple[str, ...]:
         """Digests of the datums whose gradients made version + 1 out of `version`, in order."""
