@@ -182,8 +182,15 @@ def structure(values: Mapping[str, Any], config: type[C]) -> C:
     try:
         structured: C = _converter().structure(values, config)
     except BaseValidationError as error:
-        raise ValueError("; ".join(transform_error(error, path="config"))) from error
+        raise ValueError("; ".join(transform_error(error, path="config", format_exception=_said))) from error
     return structured
+
+
+def _said(error: BaseException, kind: type | None) -> str:
+    """What a class's own check says of a value; cattrs' words for everything else."""
+    from cattrs.v import format_exception
+
+    return str(error) if isinstance(error, ValueError) and str(error) else format_exception(error, kind)
 
 
 def _converter() -> Any:

@@ -6,8 +6,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 
 import anyio
@@ -39,6 +39,34 @@ received: ContextVar[Interrupts | None] = ContextVar("callsheet_interrupts", def
 """Set by the command line before it runs anything, so that it knows afterwards."""
 
 
+class StopHandle:
+    """Asks an embedded recipe to end: call it. Before the recipe listens, or after it has ended, that is no error."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._stops: list[Callable[[], None]] = []
+
+    def __call__(self) -> None:
+        self.requested = True
+        for stop in self._stops:
+            stop()
+
+    @contextmanager
+    def listening(self, stop: Callable[[], None]) -> Iterator[None]:
+        """While the block runs, a call of the handle calls `stop`; at once, where it was called before."""
+        self._stops.append(stop)
+        try:
+            if self.requested:
+                stop()
+            yield
+        finally:
+            self._stops.remove(stop)
+
+
+host: ContextVar[StopHandle | None] = ContextVar("callsheet_host", default=None)
+"""Set where a recipe runs inside another program, whose signals are its own."""
+
+
 @asynccontextmanager
 async def stop_on_interrupt(
     stop: Callable[[], None], say: Callable[[str], None] | None = None
@@ -46,8 +74,12 @@ async def stop_on_interrupt(
     """While the block runs, the first SIGINT or SIGTERM calls `stop` and the second cancels the block, which then raises Interrupted.
 
     `say` is given the line that tells what happens; by default it goes to stderr. Works on asyncio and trio. Outside the main
-    thread, where a program receives no signals, the block runs as it is.
+    thread, where a program receives no signals, the block runs as it is; inside another program, whoever hosts it stops it, by its `StopHandle`.
     """
+    if (handle := host.get()) is not None:
+        with handle.listening(stop):
+            yield Interrupts()
+        return
     interrupts = received.get() or Interrupts()
     if threading.current_thread() is not threading.main_thread():
         yield interrupts

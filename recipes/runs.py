@@ -128,10 +128,18 @@ def tell(
 
     if result is not None:
         lines = learnt(directory) if learnt is not None else summary.learnt(read_run(directory))
-        print("\n".join(["", *lines, ""]))
+        say("\n".join(["", *lines, ""]))
         if learnt is None:
-            print(f"plot      {write_reward_plot(directory)}")
-        print(f"report    {write_report(directory)}")
-    print(f"run       {directory}")
+            say(f"plot      {write_reward_plot(directory)}")
+        say(f"report    {write_report(directory)}")
+    say(f"run       {directory}")
     if result is None or result.ending == "stopped":
-        print(f"go on     python -m {module} --resume --run-dir {directory}")
+        say(f"go on     python -m {module} --resume --run-dir {directory}")
+
+
+def say(text: str) -> None:
+    """Prints a line, but not where the recipe runs inside another program that wants quiet."""
+    from engine.telemetry.display import silent
+
+    if not silent.get():
+        print(text)

@@ -82,11 +82,11 @@ async def run(config: Config, ports: Ports = DEFAULT) -> list[float]:
             losses = await train_on(opened.backend, batches, config)
             held_out = await offload(held_out_set, test, to_datums)
             losses.append(await nll(opened.backend, held_out.data))
-            print(f"held out: {losses[-1]:.4f} nats per token on {held_out}")
+            runs.say(f"held out: {losses[-1]:.4f} nats per token on {held_out}")
             if config.save is not None:
                 config.save.mkdir(parents=True)
                 await opened.backend.save_state(config.save).result()
-                print(f"weights: {config.save}")
+                runs.say(f"weights: {config.save}")
     return losses
 
 
@@ -119,7 +119,7 @@ async def finish(submitted: Submitted) -> float:
     """Waits for a step and prints it."""
     loss = (await submitted.passed.result()).loss / submitted.weight
     metrics = await submitted.stepped.result()
-    print(f"step {submitted.step + 1:4}  nll {loss:.4f}  grad norm {metrics['grad_norm']:.3f}")
+    runs.say(f"step {submitted.step + 1:4}  nll {loss:.4f}  grad norm {metrics['grad_norm']:.3f}")
     return loss
 
 

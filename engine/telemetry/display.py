@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import IO, Protocol
 
 from engine.telemetry.figures import REWARD, Progress, busy, clock, evaluation_parts, learning, printable, short
@@ -36,12 +37,19 @@ class Display(Protocol):
         ...
 
 
+silent: ContextVar[bool] = ContextVar("callsheet_silent", default=False)
+"""Whether what runs in this context shows nothing: a recipe inside another program, whose terminal is its own."""
+
+
 @contextmanager
 def open(total_steps: int, title: str, *, every: int = 1, stream: IO[str] | None = None) -> Iterator[Display]:  # noqa: A001  (read as display.open)
     """Shows a run of `total_steps` steps until the block ends.
 
     `every`: steps to a line where there is no terminal; the first and the last always have one. `stream`: default stdout. Live where it is a terminal that can move its cursor (`TERM` is not "dumb"); colours unless `NO_COLOR` is set.
     """
+    if silent.get():
+        yield Nothing()
+        return
     stream = stream or sys.stdout
     if stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb"):
         from engine.telemetry.live_panel import LivePanel
@@ -50,6 +58,19 @@ def open(total_steps: int, title: str, *, every: int = 1, stream: IO[str] | None
             yield panel
     else:
         yield Lines(Progress(total_steps, title), stream, every)
+
+
+class Nothing:
+    """Shows nothing."""
+
+    def step(self, row: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def evaluation(self, step: int, name: str, metrics: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
 
 
 class Lines:

@@ -33,8 +33,8 @@ def a_small_model_by_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.usefixtures("a_small_model_by_that_name")
 def test_the_page_runs() -> None:
     blocks = list(BLOCK.finditer(PAGE))
-    assert len(blocks) == PAGE.count("```python\n") == 7
-    assert sum(block["output"] is not None for block in blocks) == PAGE.count("```text\n") == 5
+    assert len(blocks) == PAGE.count("```python\n") == 8
+    assert sum(block["output"] is not None for block in blocks) == PAGE.count("```text\n") == 6
     names: dict[str, Any] = {"__name__": "embedding"}
     for number, block in enumerate(blocks, 1):
         line = PAGE[: block.start("code")].count("\n")
