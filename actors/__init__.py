@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from actors.evaluator import EvaluatedPolicy, Evaluation, group_evaluation, nll_evaluation
     from actors.learning import StopRequest
     from actors.prediction import LengthPredictor, RunningMean
+    from actors.preference import pair_evaluation, pair_metrics
     from actors.programs import KLPenalty, RLSettings, train_rl, train_supervised
     from actors.reference import ReferencePolicy, open_reference
     from actors.reports import Observer
@@ -45,6 +46,8 @@ _HOMES = {
     "group_evaluation": "actors.evaluator",
     "nll_evaluation": "actors.evaluator",
     "open_reference": "actors.reference",
+    "pair_evaluation": "actors.preference",
+    "pair_metrics": "actors.preference",
     "score_targets": "actors.scoring",
     "train_rl": "actors.programs",
     "train_supervised": "actors.programs",
@@ -74,6 +77,8 @@ __all__ = [
     "group_evaluation",
     "nll_evaluation",
     "open_reference",
+    "pair_evaluation",
+    "pair_metrics",
     "score_targets",
     "train_rl",
     "train_supervised",

@@ -14,6 +14,7 @@ from typing import Protocol
 import anyio
 import attrs
 
+from actors.reference import ReferencePolicy
 from actors.reports import EvaluationReport, Report
 from actors.sampler import Sampler, ServedPolicy
 from actors.scoring import Scorer, score_targets
@@ -50,6 +51,10 @@ class Evaluation:
     def due(self, version: int) -> bool:
         """Whether its interval ends at a version."""
         return version > 0 and version % self.every == 0
+
+
+Evaluations = Sequence[Evaluation] | Callable[[ReferencePolicy], Sequence[Evaluation]]
+"""What a run evaluates; a function, where an evaluation compares with the policy the run began as, which it is given."""
 
 
 @attrs.frozen

@@ -20,11 +20,12 @@ import attrs
 
 from actors.batches import BatchCursor, BatchDataset, BatchFeed, BatchSource, BuiltBatch, Minibatches, StepMetrics
 from actors.checkpoint import RunSettings
-from actors.evaluator import DueEvaluations, Evaluation, EvaluationPlan, Evaluator
+from actors.evaluator import DueEvaluations, Evaluation, EvaluationPlan, Evaluations, Evaluator
 from actors.learning import Feed, LearningSettings, StopRequest
 from actors.mirroring import Mirroring
 from actors.objective import LossChoice, resolve_objective
 from actors.prediction import LengthPredictor, RunningMean
+from actors.reference import ReferencePolicy
 from actors.reports import Observer, Report
 from actors.rl_actors import RLActors
 from actors.rl_settings import KLPenalty, RLSettings, resolve_shaping
@@ -59,7 +60,7 @@ async def train_rl(
     steps: int | None = None,
     schedule: Schedule | None = None,
     settings: RLSettings | None = None,
-    evaluations: Sequence[Evaluation] = (),
+    evaluations: Evaluations = (),
     run: RunSettings | None = None,
     observers: Sequence[Observer] = (),
     stop: StopRequest | None = None,
@@ -71,7 +72,8 @@ async def train_rl(
     Args:
         steps: optimizer steps in all, those before a resume included. None: what one walk over the dataset (or `settings.epochs`) gives.
         schedule: synchronous, streaming or asynchronous; see `Schedule`.
-        evaluations: each is run exactly once when due, at the version it was due at.
+        evaluations: each is run exactly once when due, at the version it was due at. A function is given the run's reference policy, its weights before
+            any training, also after a resume.
         run: where to keep metrics and checkpoints, and whether to resume. None: nothing is written.
         stop: call it to end after the step under way, with a checkpoint.
         predictor: orders waiting work by predicted length.
@@ -94,13 +96,13 @@ async def train_rl(
         shaping = resolve_shaping(settings, objective.reads)
         work = await opened.restore(RLWork, fixed, note=_resumed_groups)
         async with AsyncExitStack() as held:
-            reference = await held.enter_async_context(opened.reference()) if shaping.needs_reference else None
+            reference, wanted = await _with_reference(opened, held, evaluations, needed=shaping.needs_reference)
             actors = RLActors(
                 opened, stream, schedule, settings, shaping, reference, steps, predictor or RunningMean(), work
             )
             learning = LearningSettings(objective, settings.optimizer, settings.learning_rate)
             try:
-                ending = await _run(opened, actors.feed, learning, steps, evaluations, stop, actors, fixed)
+                ending = await _run(opened, actors.feed, learning, steps, wanted, stop, actors, fixed)
             finally:
                 opened.keep_events(actors.journal.drain())
         if actors.giving_back.nothing_to_learn:
@@ -119,7 +121,7 @@ async def train_supervised(
     loss: LossChoice | None = None,
     optimizer: AdamParams | None = None,
     learning_rate: Callable[[int], float] | None = None,
-    evaluations: Sequence[Evaluation] = (),
+    evaluations: Evaluations = (),
     run: RunSettings | None = None,
     observers: Sequence[Observer] = (),
     stop: StopRequest | None = None,
@@ -160,16 +162,25 @@ async def train_supervised(
         )
         await opened.restore(BatchCursor, fixed)
         async with AsyncExitStack() as held:
-            prepared = None
-            if prepare is not None:
-                if reference is None:
-                    reference = await held.enter_async_context(opened.reference())
-                prepared = _scoring_with(prepare, reference)
+            needed = prepare is not None and reference is None
+            own, wanted = await _with_reference(opened, held, evaluations, needed=needed)
+            scorer = reference if reference is not None else own
+            prepared = _scoring_with(prepare, scorer) if prepare is not None and scorer is not None else None
             source = BatchSource(batches, opened.first_step, steps, prepared, minibatches)
             actors = _SupervisedActors(opened, source, prefetch, metrics)
             learning = LearningSettings(objective, optimizer or AdamParams(), learning_rate)
-            ending = await _run(opened, actors.feed, learning, steps, evaluations, stop, actors, fixed, ahead=ahead)
+            ending = await _run(opened, actors.feed, learning, steps, wanted, stop, actors, fixed, ahead=ahead)
         return await opened.result(ending)
+
+
+async def _with_reference(
+    run: Run, held: AsyncExitStack, evaluations: Evaluations, *, needed: bool
+) -> tuple[ReferencePolicy | None, Sequence[Evaluation]]:
+    """The run's reference policy where it is needed, held open, and the evaluations, which may need it."""
+    if callable(evaluations):
+        reference = await held.enter_async_context(run.reference())
+        return reference, evaluations(reference)
+    return await held.enter_async_context(run.reference()) if needed else None, evaluations
 
 
 def _scoring_with(prepare: Prepare, scorer: Scorer) -> Callable[[Sequence[Datum]], Awaitable[Sequence[Datum]]]:

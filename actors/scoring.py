@@ -133,15 +133,18 @@ def _of_targets(index: int, datum: Datum, logprobs: Logprobs) -> Logprobs:
     return logprobs[1:]
 
 
-async def with_reference_logprobs(data: Sequence[Datum], reference: Scorer) -> list[Datum]:
+async def with_reference_logprobs(
+    data: Sequence[Datum], reference: Scorer, *, concurrency: int = CONCURRENCY
+) -> list[Datum]:
     """The datums with `reference_logprobs` of their targets, float32, as the losses `dpo` and `kl_*` read them.
 
-    Made to be a supervised run's `prepare`. Where a target has no weight its logprob is 0: nothing reads it, and it may be anything.
+    Made to be a supervised run's `prepare`. At most `concurrency` sequences are scored at a time. Where a target has no weight its logprob is 0: nothing reads it, and it may be anything.
 
     Raises ValueError, naming the datum and the position, where a weighted target's logprob is not finite.
     """
     scored = []
-    for index, (datum, score_T) in enumerate(zip(data, await score_targets(reference, data), strict=True)):
+    scores = await score_targets(reference, data, concurrency=concurrency)
+    for index, (datum, score_T) in enumerate(zip(data, scores, strict=True)):
         counts_T = _counting(datum)
         if not np.isfinite(score_T[counts_T]).all():
             at = int(np.flatnonzero(counts_T & ~np.isfinite(score_T))[0])

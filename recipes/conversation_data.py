@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,4 @@ def load_conversations(
     config: ConversationConfig, load: LoadRows, made: Rows
 ) -> tuple[Examples[Conversation], Examples[Conversation] | None]:
     """What to train on, and what is held out. Blocks: it may download, and indexes files. `made`: the rows where no data is named."""
-    train, test = load_split(config, load, made)
-    read = read_conversations(train, any_order=config.any_order)
-    return read, read.on(test) if test is not None else None
+    return load_split(config, load, made, functools.partial(read_conversations, any_order=config.any_order))

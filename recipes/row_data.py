@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 
-from engine.data import KNOWN_SETS, DataError, LoadRows, OnBadRow, Rows
+from engine.data import KNOWN_SETS, DataError, Examples, LoadRows, OnBadRow, Rows
 from recipes import runs
 
+T = TypeVar("T")
 _positive: Any = attrs.validators.optional(attrs.validators.ge(1))
 _at_least_two: Any = attrs.validators.optional(attrs.validators.ge(2))
 
@@ -46,12 +48,17 @@ class RowsConfig(runs.RunConfig):
             raise ValueError("dataset cannot be given beside --data: both say what to train on")
 
 
-def load_split(config: RowsConfig, load: LoadRows, made: Rows) -> tuple[Rows, Rows | None]:
-    """What to train on, and what is held out. Blocks: it may download, and indexes files. `made`: the rows where no data is named."""
-    train = _rows(config, load, made)
+def load_split(
+    config: RowsConfig, load: LoadRows, made: Rows, read: Callable[[Rows], Examples[T]]
+) -> tuple[Examples[T], Examples[T] | None]:
+    """What to train on, and what is held out, as `read` has it. Blocks: it may download, and indexes files. `made`: the rows where no data is named."""
+    train = read(_rows(config, load, made))
     test = _test_rows(config, load) if config.held_out != 0 else None
     if test is not None:
-        return train, test.take(config.held_out or MOST_HELD_OUT)
+        held_out = read(test)
+        if config.test_data is None:  # a hub set's own: drawn, for it may be sorted
+            held_out = held_out.shuffled(config.seed)
+        return train, held_out.take(config.held_out or MOST_HELD_OUT)
     count = min(MOST_HELD_OUT, len(train) // 10) if config.held_out is None else config.held_out
     if len(train) <= count:
         raise DataError(
@@ -73,5 +80,5 @@ def _test_rows(config: RowsConfig, load: LoadRows) -> Rows | None:
         return load(config.test_data)
     known = KNOWN_SETS.get(config.dataset or "")
     if known is not None and known.has_test and config.split == "train":
-        return load(known.name, split="test").shuffled(config.seed)
+        return load(known.name, split="test")
     return None

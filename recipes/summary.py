@@ -77,19 +77,36 @@ def likelihood_learnt(directory: Path) -> list[str]:
     lines = [
         f"nll       {fmean(losses[:few]):.3f} over the first {few} steps, {fmean(losses[-few:]):.3f} over the last {few} of {len(losses)}"
     ]
+    lines += _evaluated(record)
+    lines += _left_out(record)
+    return lines
+
+
+def evaluations_learnt(directory: Path) -> list[str]:
+    """The lines of a run that is told by its evaluations, and what of the data was left out."""
+    record = read_run(directory)
+    return [*_evaluated(record), *_left_out(record)]
+
+
+def _evaluated(record: RunRecord) -> list[str]:
+    lines = []
     for name in dict.fromkeys(str(row.get("name")) for row in record.evaluations):
         rows = [row for row in record.evaluations if row.get("name") == name]
         first, last = rows[0], rows[-1]
         for metric in last["metrics"]:
             before = f"{first['metrics'][metric]:.4g} at step {first['step']}, " if first is not last else ""
             lines.append(f"{name:<9} {metric}: {before}{last['metrics'][metric]:.4g} at step {last['step']}")
+    return lines
+
+
+def _left_out(record: RunRecord) -> list[str]:
     counts = {what: int(sum(row.get(f"data/{what}") or 0 for row in record.rows)) for what in _COUNTED}
     if any(counts[what] for what in _COUNTED if what != "rows"):
         said = ", ".join(
             words.format(counts[what]) for what, words in _COUNTED.items() if what != "rows" and counts[what]
         )
-        lines.append(f"data      of {counts['rows']} rows {said}")
-    return lines
+        return [f"data      of {counts['rows']} rows {said}"]
+    return []
 
 
 _COUNTED = {

@@ -60,8 +60,8 @@ def value_of(row: Mapping[str, Any], key: str) -> float:
 
 
 def learning(row: Mapping[str, float]) -> tuple[str, float] | None:
-    """What a row without reward says of learning: the mean NLL of a token, else the loss."""
-    for name, key in (("nll", "train/mean_nll"), ("loss", "optim/loss")):
+    """What a row without reward says of learning: the preference loss of a pair, the mean NLL of a token, else the loss."""
+    for name, key in (("dpo", "dpo_loss"), ("nll", "train/mean_nll"), ("loss", "optim/loss")):
         if key in row:
             return name, value_of(row, key)
     return None

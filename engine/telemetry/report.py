@@ -145,7 +145,13 @@ def _charts(record: RunRecord) -> Iterator[tuple[str, str, str]]:
         ]
         yield "Reward by kind", chart("Reward by kind", by_tag, y_range=_reward_range(by_tag)), legend(by_tag)
     if not any(math.isfinite(value_of(row, REWARD)) for row in rows):
-        if any("train/mean_nll" in row for row in rows):
+        if any("dpo_loss" in row for row in rows):
+            yield "DPO loss of a pair", chart("DPO loss", with_trend(of("loss", "dpo_loss", colour=0))), ""
+            accuracy = with_trend(of("accuracy", "accuracy", colour=1))
+            yield "Pairs in which the chosen answer leads", chart("Accuracy", accuracy, y_range=(0.0, 1.0)), ""
+            implicit = [of(each, f"{each}_reward", colour=index) for index, each in enumerate(("chosen", "rejected"))]
+            yield "Implicit rewards", chart("Implicit rewards", implicit), legend(implicit)
+        elif any("train/mean_nll" in row for row in rows):
             yield "Mean NLL of a token", chart("Mean NLL", with_trend(of("nll", "train/mean_nll", colour=0))), ""
         yield "Loss", chart("Loss", with_trend(of("loss", "optim/loss", colour=0))), ""
     if any(value_of(row, "staleness/max") > 0 for row in rows):

@@ -14,6 +14,7 @@ from engine.backends.values import Datum, Loss
 from engine.training.corrections import correct, truncated
 from engine.training.losses import evaluate
 from engine.training.normalization import Normalization, normalize
+from engine.training.preference import dpo_metrics
 from tests.training.policies import policy_data
 
 torch = pytest.importorskip("torch")
@@ -194,9 +195,14 @@ def test_a_correction_is_their_importance_sampling_ratio() -> None:
     assert float(theirs) == pytest.approx(value / float(mask.sum()), rel=1e-5)
 
 
+def datum_with_weights(datum: Datum) -> Datum:
+    return Datum(datum.model_input, {**datum.loss_inputs, "weights": datum.loss_inputs["mask"]})
+
+
 @pytest.mark.parametrize("beta", [0.1, 1.0])
-def test_dpo(beta: float) -> None:
-    data, new = policy_data(7, LENGTHS)
+@pytest.mark.parametrize("seed", [7, 8, 9])
+def test_dpo(beta: float, seed: int) -> None:
+    data, new = policy_data(seed, LENGTHS)
     order = [0, 2, 1, 3]  # theirs has all chosen first
     mask = field(data, "mask")[order]
     logprobs = rows(new)[order].requires_grad_()
@@ -233,4 +239,15 @@ def test_dpo(beta: float) -> None:
     (their_gradient,) = torch.autograd.grad(theirs, logprobs)
     value, gradients = evaluate(Loss("dpo", {"beta": beta}), data, new)
     assert float(theirs.detach()) == pytest.approx(value / 2)
+    metrics = {name: values[0] for name, values in trainer._metrics["train"].items()}
+    ours = dpo_metrics([datum_with_weights(datum) for datum in data], new, beta)
+    assert ours == pytest.approx(
+        {
+            "dpo_loss": float(theirs.detach()),
+            "accuracy": metrics["rewards/accuracies"],
+            "margin": metrics["rewards/margins"],
+            "chosen_reward": metrics["rewards/chosen"],
+            "rejected_reward": metrics["rewards/rejected"],
+        }
+    )
     np.testing.assert_allclose(their_gradient.numpy(), rows(gradients).numpy()[order] / 2, atol=1e-12)
