@@ -108,6 +108,7 @@ class Connection:
         async with self._turns:
             with anyio.CancelScope() as limit, ungrouped():
                 response = await self._open_stream(path, body, limit)
+                self._count(None)
                 try:
                     async with anyio.create_task_group() as tasks:
                         reading = _Reading()

@@ -215,7 +215,7 @@ async def test_events_come_as_they_are_written_however_the_network_cuts_them() -
     async with connect(ServerSettings("http://server/v1"), transport=replies(httpx.Response(500), response)) as to:
         found = await gather(to)
         assert [event["n"] for event in found] == [1, "ä"]
-        assert (to.usage.retries, to.usage.completion_tokens) == (1, 5)
+        assert (to.usage.requests, to.usage.retries, to.usage.completion_tokens) == (1, 1, 5)
     assert body.closed
 
 
