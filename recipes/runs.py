@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -64,11 +65,19 @@ def defaults(config: type[C], args: Sequence[str], *, by_model: Mapping[str, Any
     if "--resume" in args and "--run-dir" in given:
         path = Path(given["--run-dir"]) / "config.json"
         if path.exists():
-            return cli.structure(json.loads(path.read_text(encoding="utf-8")), config)
+            return _read_config(path, config)
     model = given.get("--model", TINY)
     if model == TINY or by_model is None:
         return config()
     return config(model=model, **by_model)
+
+
+def _read_config(path: Path, config: type[C]) -> C:
+    """The configuration of a run. Ends the program, in one line, where it cannot be read: this comes before `cli.main` and its messages."""
+    try:
+        return cli.structure(json.loads(path.read_text(encoding="utf-8")), config)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"{Path(sys.argv[0]).stem}: {path}: {error}") from error
 
 
 def _given(args: Sequence[str]) -> dict[str, str]:

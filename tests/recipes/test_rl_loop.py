@@ -138,6 +138,17 @@ def test_a_resumed_run_starts_from_its_own_configuration(tmp_path: Path) -> None
     assert defaults([f"--run-dir={tmp_path}"]) == rl_loop.Config()
 
 
+@pytest.mark.parametrize(
+    ("text", "said"), [('{"steps": ', "Expecting value"), ('{"foo": 1}', "extra fields found (foo)")]
+)
+def test_a_damaged_configuration_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(SystemExit) as ended:
+        defaults(["--resume", "--run-dir", str(tmp_path)])
+    assert f"{tmp_path}/config.json: " in str(ended.value)
+    assert said in str(ended.value)
+
+
 def test_resume_asks_which_run() -> None:
     with pytest.raises(ValueError, match="--run-dir"):
         rl_loop.Config(resume=True)
