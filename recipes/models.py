@@ -186,9 +186,9 @@ async def open_completer(
     from engine.completion import PolicyCompleter, SnapshotPolicy
 
     if config.backend == "openai_compatible":
-        from engine.backends import openai_compatible
+        from engine.completion import chat_api
 
-        async with openai_compatible.open_completer(config.model, base_url=config.base_url) as completer:
+        async with chat_api.open(config.model, base_url=config.base_url) as completer:
             yield completer
         return
     async with open_model(config, directory, seed=seed, make_tiny=make_tiny) as opened:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hmac
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -29,29 +29,10 @@ from engine.runtime.ungrouped import ungrouped
 from engine.serving import answers, requests
 from engine.serving.errors import ApiError, wrong
 from engine.serving.limits import Limits
-from engine.serving.served import Observer, ServedPolicy
+from engine.serving.served import Observer, ServedPolicy, Work
 from engine.serving.streams import EventStream, chat_events, text_events
 
-Handler = Callable[[dict[str, Any], "Work"], Awaitable[Response]]
-
-
-class Work:
-    """One admitted request: what it may call."""
-
-    def __init__(self, endpoint: Endpoint, name: str, served: ServedPolicy) -> None:
-        self.name = name
-        self.served = served
-        self.limits = endpoint.limits
-        self._observer = endpoint.observer
-
-    async def sample(
-        self, request: SampleRequest, on_token: Callable[[int, int, float], None] | None = None
-    ) -> Sequence[Completion]:
-        """Asks the policy, and tells the observer."""
-        completions = await self.served.sample(request, on_token)
-        if self._observer is not None:
-            self._observer(self.name, request, completions)
-        return completions
+Handler = Callable[[dict[str, Any], Work], Awaitable[Response]]
 
 
 class Endpoint:
@@ -119,7 +100,7 @@ class Endpoint:
                 raise ApiError(
                     404, f"there is no model {name!r}; there is {there_are}", param="model", code="model_not_found"
                 )
-            work = Work(self, str(name), served)
+            work = Work(str(name), served, self.limits, self.observer)
             if body.get("stream"):
                 return await handler(body, work)  # the stream itself is admitted when it begins
             found: list[Response] = []

@@ -8,9 +8,11 @@ from typing import Protocol
 import attrs
 
 from engine.backends.ports import StreamingPolicy
+from engine.backends.streaming import tell_all
 from engine.backends.values import Completion, SampleRequest
-from engine.completion import Samples, tell_all
+from engine.completion import Samples
 from engine.rendering.renderer import Renderer
+from engine.serving.limits import Limits
 
 OnToken = Callable[[int, int, float], None]
 
@@ -37,4 +39,21 @@ class ServedPolicy:
         completions = await self.policy.sample(request)
         if on_token is not None:
             tell_all(completions, on_token)
+        return completions
+
+
+@attrs.frozen
+class Work:
+    """One request in hand: the policy that it asks for, and what it may ask."""
+
+    name: str
+    served: ServedPolicy
+    limits: Limits
+    observer: Observer | None
+
+    async def sample(self, request: SampleRequest, on_token: OnToken | None = None) -> Sequence[Completion]:
+        """Asks the policy, and tells the observer."""
+        completions = await self.served.sample(request, on_token)
+        if self.observer is not None:
+            self.observer(self.name, request, completions)
         return completions

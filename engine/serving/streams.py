@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 from starlette.responses import Response
@@ -17,9 +17,7 @@ from engine.backends.values import SampleRequest
 from engine.serving import answers
 from engine.serving.errors import ApiError
 from engine.serving.requests import Chat, Text
-
-if TYPE_CHECKING:
-    from engine.serving.endpoint import Work
+from engine.serving.served import Work
 
 SendEvent = Callable[[dict[str, Any]], None]
 """Queues an event; it never waits, because tokens do not."""

@@ -17,7 +17,7 @@ import pytest
 
 from engine.backends import BackendError, ModelInput, RequestRejected, SampleRequest, SamplingParams, conformance
 from engine.backends import openai_compatible as client
-from engine.completion import PolicyCompleter, SnapshotPolicy
+from engine.completion import PolicyCompleter, SnapshotPolicy, chat_api
 from engine.rendering import Delta, get_renderer, user
 from engine.serving.endpoint import Endpoint
 from engine.serving.served import ServedPolicy
@@ -85,7 +85,7 @@ async def test_an_answer_streams_through_http_as_it_is(model: Path) -> None:
         here = await PolicyCompleter(SnapshotPolicy(backend, snapshot), renderer).complete(
             [user("1 + 2?")], params=params, seed=4
         )
-        async with client.open_completer("tiny", base_url=address, api_key=KEY) as completer:
+        async with chat_api.open("tiny", base_url=address, api_key=KEY) as completer:
             said: list[Delta] = []
             streamed = await completer.stream([user("1 + 2?")], said.append, params=params, seed=4)
             whole = await completer.complete([user("1 + 2?")], params=params, seed=4)

@@ -29,6 +29,7 @@ from engine.backends.local.threads import Job, WorkQueue
 from engine.backends.local.tokenizer import LocalTokenizer
 from engine.backends.local.trainer import Pass, Trainer
 from engine.backends.ports import Capabilities, Snapshot
+from engine.backends.streaming import tell_all
 from engine.backends.values import (
     AdamParams,
     Completion,
@@ -39,7 +40,6 @@ from engine.backends.values import (
     ModelInput,
     SampleRequest,
 )
-from engine.completion import tell_all
 from engine.training.custom import CustomLoss, scoring_datums
 
 _TEXT_ONLY = "the local backend reads text only"

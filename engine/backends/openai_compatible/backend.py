@@ -6,7 +6,7 @@ Not every server gives back the tokens that it sampled. What is understood, in t
     choices[].logprobs.content[].id              llama.cpp
     choices[].logprobs.tokens = "token_id:123"   vLLM and SGLang, when `return_tokens_as_token_ids` is asked for
 
-A server that gives text alone is refused: its text, tokenised again, is not what was sampled. `ChatCompleter` is for those.
+A server that gives text alone is refused: its text, tokenised again, is not what was sampled. `engine.completion.chat_api` is for those.
 
 Dimension suffixes: `T` positions of one sequence.
 """
@@ -21,9 +21,8 @@ import anyio
 import numpy as np
 
 from engine.backends.errors import BackendError, RequestRejected, TransientError
-from engine.backends.openai_compatible.completer import stops
 from engine.backends.openai_compatible.connection import Connection
-from engine.backends.openai_compatible.messages import stop_reason
+from engine.backends.openai_compatible.fields import stop_reason, stops
 from engine.backends.ports import Capabilities, Pending, Snapshot
 from engine.backends.values import (
     AdamParams,

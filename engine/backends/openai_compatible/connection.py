@@ -13,6 +13,7 @@ from __future__ import annotations
 import email.utils
 import json
 import math
+import os
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
@@ -26,6 +27,7 @@ import httpx
 from engine.backends.errors import BackendError, RequestRejected, TransientError
 from engine.runtime.ungrouped import ungrouped
 
+DEFAULT_URL = "https://api.openai.com/v1"
 RETRIED = frozenset({408, 409, 425, 429})
 """Beside all of 5xx."""
 SAID = 300
@@ -50,6 +52,12 @@ class ServerSettings:
     """Longest pause between attempts, in seconds."""
     deadline: float = attrs.field(default=300.0, validator=attrs.validators.gt(0))
     """Most seconds of one attempt, from the moment it has a turn to its last byte."""
+
+
+def server_settings(base_url: str | None = None, api_key: str | None = None, **others: Any) -> ServerSettings:
+    """Settings whose address and key come from OPENAI_BASE_URL and OPENAI_API_KEY where none are given."""
+    url = base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_URL
+    return ServerSettings(url, api_key or os.environ.get("OPENAI_API_KEY") or None, **others)
 
 
 @attrs.frozen

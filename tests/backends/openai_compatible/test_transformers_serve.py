@@ -18,6 +18,7 @@ import pytest
 
 from engine.backends import RequestRejected, SampleRequest, SamplingParams
 from engine.backends import openai_compatible as client
+from engine.completion import chat_api
 from engine.rendering import Delta, get_renderer, load_vocabulary, user
 from recipes import tiny
 
@@ -66,7 +67,7 @@ def address(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
 
 async def test_it_answers_and_counts(model: Path, address: str) -> None:
     params = SamplingParams(max_tokens=8, temperature=1e-4)
-    async with client.open_completer(str(model), base_url=address) as completer:
+    async with chat_api.open(str(model), base_url=address) as completer:
         whole = await completer.complete([user("1 + 2?")], params=params, seed=0)
         said: list[Delta] = []
         streamed = await completer.stream([user("1 + 2?")], said.append, params=params, seed=0)

@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from engine.backends import RequestRejected, SamplingParams, TransientError, openai_compatible
-from engine.backends.openai_compatible.completer import Dialect
-from engine.completion import Reply
+from engine.backends import RequestRejected, SamplingParams, TransientError
+from engine.completion import Reply, chat_api
+from engine.completion.chat_api.completer import Dialect
 from engine.rendering import (
     Delta,
     ImagePart,
@@ -58,7 +58,7 @@ def choice(message: Mapping[str, Any], finish: str = "stop") -> dict[str, Any]:
 
 async def complete(server: Server, messages: list[Message], dialect: Dialect | None = None, **more: Any) -> Reply:
     transport = httpx.MockTransport(server.handle)
-    async with openai_compatible.open_completer(
+    async with chat_api.open(
         "m", base_url="http://server/v1", api_key="k", dialect=dialect, transport=transport, attempts=1
     ) as completer:
         return await completer.complete(messages, params=PARAMS, seed=2**40 + 3, **more)
@@ -172,7 +172,7 @@ def delta(finish: str | None = None, **fields: Any) -> dict[str, Any]:
 
 async def stream(answer: bytes) -> tuple[Reply, list[Delta], dict[str, Any]]:
     server, said = Server(answer), list[Delta]()
-    async with openai_compatible.open_completer(
+    async with chat_api.open(
         "m", base_url="http://server/v1", transport=httpx.MockTransport(server.handle)
     ) as completer:
         reply = await completer.stream([user("?")], said.append, params=PARAMS, seed=0)

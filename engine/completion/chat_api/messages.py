@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.backends.values import StopReason
 from engine.rendering.messages import ImagePart, Message, TextPart, ThinkingPart, ToolResultPart
 from engine.rendering.openai_format import to_openai
 from engine.rendering.parsing import Delta
@@ -71,11 +70,6 @@ def _text(content: Any) -> str:
     if isinstance(content, Sequence):
         return "".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
     return ""
-
-
-def stop_reason(finish: object) -> StopReason:
-    """Why an answer ended: `length` where it was cut off, else `stop` (a stop sequence, a tool call, a filter)."""
-    return "length" if finish == "length" else "stop"
 
 
 class Gathered:

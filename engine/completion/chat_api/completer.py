@@ -9,9 +9,10 @@ import attrs
 
 from engine.backends.errors import RequestRejected, TransientError
 from engine.backends.openai_compatible.connection import Connection
-from engine.backends.openai_compatible.messages import Gathered, has_local_images, read, stop_reason, written
+from engine.backends.openai_compatible.fields import stop_reason, stops
 from engine.backends.values import SamplingParams
-from engine.completion import Reply
+from engine.completion.chat_api.messages import Gathered, has_local_images, read, written
+from engine.completion.ports import Reply
 from engine.rendering.messages import Message, UnparsedToolCallPart
 from engine.rendering.parsing import Delta
 from engine.rendering.tools import ToolSpec
@@ -102,13 +103,6 @@ class ChatCompleter:
 
 def _written(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return [written(message) for message in messages]
-
-
-def stops(params: SamplingParams) -> dict[str, Any]:
-    """Stop strings, and stop tokens as vLLM and SGLang take them."""
-    strings = [stop for stop in params.stop if isinstance(stop, str)]
-    tokens = [stop for stop in params.stop if isinstance(stop, int)]
-    return ({"stop": strings} if strings else {}) | ({"stop_token_ids": tokens} if tokens else {})
 
 
 def _reply(message: Message, finish: object, usage: Any) -> Reply:
