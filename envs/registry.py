@@ -36,10 +36,10 @@ Maker = Callable[..., GroupDataset | AbstractAsyncContextManager[GroupDataset]]
 _BUILT_IN: dict[str, tuple[str, str]] = {
     "arithmetic": ("envs.arithmetic:groups", "sums, differences and products of adjustable difficulty"),
     "calculator": ("envs.tools.calculator:groups", "arithmetic with a calculator to call"),
-    "tic_tac_toe": (
-        "envs.games.tic_tac_toe:groups",
-        "tic-tac-toe against itself, a random, a perfect or a model player",
-    ),
+    "guess_number": ("envs.games.guess_number:groups", "finding a number by hints, in several turns"),
+    "textarena": ("envs.games.arena:groups", "a game of TextArena, for one player or several"),
+    "tic_tac_toe": ("envs.games.tic_tac_toe:groups", "tic-tac-toe against oneself, a random or a perfect player"),
+    "twenty_questions": ("envs.games.twenty_questions:groups", "finding a thing by questions that a model answers"),
 }
 
 _GIVEN = ("renderer", "group_size", "seed")

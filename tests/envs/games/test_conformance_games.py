@@ -36,7 +36,11 @@ def subject(name: str, answers: list[str], max_turns: int, **options: Any) -> co
 
 SQUARES = [str(square) for square in range(1, 10)]
 SUBJECTS = {
+    "guess_number": subject("guess_number", ["3", "7", "5", "one"], 4, high=9, guesses=4, penalty=0.1),
     "tic_tac_toe against itself": subject("tic_tac_toe", SQUARES, 10, rules=MatchRules(retries=1)),
+    "twenty_questions": subject(
+        "twenty_questions", ["Is it alive?", "Guess: dog", "Is it a cat?", "Is it red?"], 5, turns=5
+    ),
     "tic_tac_toe against a perfect player": subject("tic_tac_toe", SQUARES, 10, opponent="minimax", terse=True),
 }
 
