@@ -171,11 +171,11 @@ class Launcher:
 
     # ---- runs
 
-    async def run(self, request: RunRequest, library: Mapping[str, str]) -> RunOutcome:
-        """One run, to its end."""
+    async def run(self, request: RunRequest, known: Mapping[str, bytes]) -> RunOutcome:
+        """One run, to its end. `known`: files that programs find in memory."""
         fds = []
         try:
-            for content in (_payload(request, library), _bytes(request.stdin), b"", b"", b""):
+            for content in (_payload(request, known), _bytes(request.stdin), b"", b"", b""):
                 fds.append(_anonymous(content))
             self._count += 1
             run = _Run(self._count)
@@ -233,13 +233,13 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def _payload(request: RunRequest, library: Mapping[str, str]) -> bytes:
-    """The program and its files, as `inside.program.read_payload` takes them. A file that the launcher has as a module is left out."""
+def _payload(request: RunRequest, known: Mapping[str, bytes]) -> bytes:
+    """The program and its files, as `inside.program.read_payload` takes them. What is known there is left out."""
     contents = {MAIN: _bytes(request.code)}
     for path, content in request.files.items():
-        if isinstance(content, str) and library.get(path.removesuffix(".py")) == content:
-            continue
-        contents[path] = _bytes(content) if isinstance(content, str) else content
+        data = _bytes(content) if isinstance(content, str) else content
+        if known.get(path) != data:
+            contents[path] = data
     header = {"language": request.language, "files": [(path, len(content)) for path, content in contents.items()]}
     return b"".join([json.dumps(header).encode(), b"\n", *contents.values()])
 

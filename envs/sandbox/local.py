@@ -39,7 +39,8 @@ class LocalSandbox:
     `require`: what must be isolated; opening raises IsolationUnavailable where it cannot be. `concurrency`: runs at one time; default: one for each usable
     CPU. `commands`: further languages, each by the command that is given the main file, e.g. {"bash": ("/bin/bash",)}. `packages`: whether programs may import what is
     installed beside this project; otherwise the standard library alone. `preload`: modules that every program finds already loaded, so that importing them costs nothing.
-    `library`: modules by name and source that are ours, found by programs in the same way. `readable`: further paths that programs may read. `means`: `auto` tries
+    `library`: directories of packages that are ours (standard library alone, `*.py` at one level), found by programs in the same way; a request's files that equal theirs
+    need not be written. `readable`: further paths that programs may read. `means`: `auto` tries
     namespaces, then what can be had without.
     """
 
@@ -51,7 +52,7 @@ class LocalSandbox:
         commands: Mapping[str, Sequence[str]] | None = None,
         packages: bool = False,
         preload: Sequence[str] = (),
-        library: Mapping[str, str] | None = None,
+        library: Sequence[Path] = (),
         readable: Sequence[str] = (),
         means: Means = "auto",
     ) -> None:
@@ -62,7 +63,8 @@ class LocalSandbox:
         self._commands = {name: tuple(command) for name, command in (commands or {}).items()}
         self._packages = packages
         self._preload = tuple(preload)
-        self._library = dict(library or {})
+        self._library = [path.resolve() for path in library]
+        self._known = _files_of(self._library)
         self._readable = tuple(readable)
         self._means: tuple[Means, ...] = ("namespaces", "restricted") if means == "auto" else (means,)
         self._launcher: Launcher | None = None
@@ -124,7 +126,7 @@ class LocalSandbox:
             "hidden": [] if self._packages else [*installed, *_system_packages()],
             "packages": installed if self._packages else [],
             "preload": self._preload,
-            "library": self._library,
+            "library": [str(path) for path in self._library],
             "commands": self._commands,
             "forget": [str(Path(__file__).parent), ""],
         }
@@ -144,7 +146,7 @@ class LocalSandbox:
             raise ValueError(f"the local sandbox has no language {request.language!r} (it has {known}): give it in `commands`")
         async with self._slots:
             launcher = await self._running()
-            return await launcher.run(request, self._library)
+            return await launcher.run(request, self._known)
 
     async def _running(self) -> Launcher:
         """The launcher; another one where it has died."""
@@ -155,6 +157,11 @@ class LocalSandbox:
                 await self._launcher.close()
                 self._launcher = await self._start(self._tasks)
             return self._launcher
+
+
+def _files_of(packages: Sequence[Path]) -> dict[str, bytes]:
+    """Their files by the paths that they have in a program's directory: `judging/referee.py`."""
+    return {f"{package.name}/{file.name}": file.read_bytes() for package in packages for file in package.glob("*.py")}
 
 
 def _interpreter_paths() -> list[str]:

@@ -22,7 +22,7 @@ import select
 import signal
 import socket
 import sys
-import types
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from . import chamber, kernel, program, warden
@@ -152,6 +152,18 @@ def _become_program(
     program.run_python(path, contents[0], setup["search"])
 
 
+def _load_library(packages: Sequence[str]) -> None:
+    """Imports our caller's own packages, whole. Before the root changes: programs have them in memory alone."""
+    for package in packages:
+        home, _, name = package.rpartition("/")
+        sys.path.insert(0, home)
+        importlib.import_module(name)
+        for file in sorted(os.listdir(package)):
+            if file.endswith(".py") and file != "__init__.py":
+                importlib.import_module(f"{name}.{file.removesuffix('.py')}")
+        sys.path.remove(home)
+
+
 def _prepare(setup: dict[str, Any]) -> None:
     """What all programs find already loaded."""
     import site
@@ -162,10 +174,6 @@ def _prepare(setup: dict[str, Any]) -> None:
     setup["search"] = list(sys.path)
     for name in [*USUAL, *setup["preload"]]:
         importlib.import_module(name)
-    for name, source in setup["library"].items():
-        module = types.ModuleType(name)
-        exec(compile(source, f"{name}.py", "exec", dont_inherit=True), module.__dict__)  # noqa: S102  (our caller's own)
-        sys.modules[name] = module
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -192,6 +200,7 @@ def main(fd: int) -> None:
         return
     try:
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+        _load_library(setup["library"])
         isolated, missing = room.open()
         _prepare(setup)
         # Nothing of the caller's environment: not even through the launcher's own memory can a program find a key in it.

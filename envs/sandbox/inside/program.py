@@ -7,7 +7,6 @@ would find in a fresh `python main.py`: a `__main__` of its own, arguments, stre
 from __future__ import annotations
 
 import gc
-import io
 import json
 import os
 import random
@@ -117,11 +116,11 @@ def _fresh_main(path: str, search: Sequence[str]) -> types.ModuleType:
     sys.modules["__main__"] = main
     sys.argv = [path]
     sys.path[:] = [path.rpartition("/")[0], *search]
-    sys.stdin = sys.__stdin__ = io.TextIOWrapper(open(0, "rb"), encoding="utf-8", errors="surrogateescape")  # type: ignore[misc]  # noqa: PTH123, SIM115
-    sys.stdout = sys.__stdout__ = io.TextIOWrapper(open(1, "wb"), encoding="utf-8", errors="surrogateescape")  # type: ignore[misc]  # noqa: PTH123, SIM115
-    sys.stderr = sys.__stderr__ = io.TextIOWrapper(  # type: ignore[misc]
-        open(2, "wb"), encoding="utf-8", errors="backslashreplace", line_buffering=True  # noqa: PTH123, SIM115
-    )
+    # Not closed with the objects, as the interpreter's own: programs like to replace them.
+    sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: PTH123, SIM115
+    sys.stdout = open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: PTH123, SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: PTH123, SIM115
+    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
     random.seed()
     gc.enable()
     return main
