@@ -28,7 +28,7 @@ Outcome = Literal["passed", "wrong", "raised", "timed_out", "died", "malformed",
 """passed; wrong result; it raised or exited with an error; too slow; its process ended or killed those around it; an answer that is no data; never tried."""
 OUTCOMES: tuple[Outcome, ...] = ("passed", "wrong", "raised", "timed_out", "died", "malformed", "not_run")
 
-_positive = attrs.validators.gt(0)
+_positive: Any = attrs.validators.gt(0)
 MARGIN = 3.0
 """Seconds beyond the budget for the judging itself."""
 

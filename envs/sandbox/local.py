@@ -31,8 +31,21 @@ from envs.sandbox.port import Aspect, Isolation, RunOutcome, RunRequest, Sandbox
 Means = Literal["auto", "namespaces", "restricted"]
 DEFAULT_REQUIRE: frozenset[Aspect] = frozenset({"filesystem", "network", "processes"})
 
-SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime")
+SYSTEM = (
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
+    "/etc/ld.so.cache",
+    "/etc/alternatives",
+    "/etc/localtime",
+)
 """Paths outside of the interpreter's own that a program may read."""
+
+
 class LocalSandbox:
     """Runs programs on this machine. Use as an async context manager; leaving it ends all runs and waits until they are gone.
 
@@ -143,7 +156,9 @@ class LocalSandbox:
         """As of `Sandbox`."""
         if request.language != "python" and request.language not in self._commands:
             known = ", ".join(["python", *self._commands])
-            raise ValueError(f"the local sandbox has no language {request.language!r} (it has {known}): give it in `commands`")
+            raise ValueError(
+                f"the local sandbox has no language {request.language!r} (it has {known}): give it in `commands`"
+            )
         async with self._slots:
             launcher = await self._running()
             return await launcher.run(request, self._known)

@@ -30,7 +30,7 @@ ASPECTS: tuple[Aspect, ...] = ("filesystem", "network", "processes", "user", "me
 Ending = Literal["exited", "signalled", "wall_clock", "cpu", "memory", "processes", "disk", "output"]
 """How a run ended: by itself (`exited`, `signalled`), or because a limit of that name was passed, whereupon all of it was killed."""
 
-_positive = attrs.validators.gt(0)
+_positive: Any = attrs.validators.gt(0)
 
 
 class SandboxError(Exception):

@@ -122,6 +122,9 @@ class Remote(Reference):
         self._calls = calls
         self._target = target
 
+    def __repr__(self) -> str:
+        return "<an object that is no plain data>"
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls it, in the solution's process."""
         return self._calls.call(self._target, args, kwargs)

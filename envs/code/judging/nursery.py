@@ -53,7 +53,8 @@ def serve(line: Line) -> None:
     process, ended = 0, -1
     while True:
         wait = 0 if line.has_message() else None
-        ready, _, _ = select.select([line.end] if ended < 0 else [line.end, ended], [], [], wait)
+        watched = [line.end.fileno()] if ended < 0 else [line.end.fileno(), ended]
+        ready, _, _ = select.select(watched, [], [], wait)
         if ended in ready:
             _, status, usage = os.wait4(process, 0)
             os.close(ended)
@@ -97,13 +98,16 @@ def _end_children() -> bool:
 
 def _children() -> list[int]:
     """Processes whose parent is this one; orphans come to it, so that in the end it sees all."""
-    mine, found = os.getpid(), []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:  # noqa: PTH123
-                if int(file.read().rpartition(b")")[2].split()[1]) == mine:
-                    found.append(int(name))
-    return found
+    mine = os.getpid()
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and _parent_of(name) == mine]  # noqa: PTH208
+
+
+def _parent_of(process: str) -> int:
+    try:
+        with open(f"/proc/{process}/stat", "rb") as file:  # noqa: PTH123
+            return int(file.read().rpartition(b")")[2].split()[1])
+    except OSError:  # gone meanwhile
+        return -1
 
 
 # ---- in the solution's process
@@ -135,15 +139,15 @@ def _become_solution(source: str, limits: dict[str, Any], descriptors: Sequence[
 def _fresh_module(name: str) -> types.ModuleType:
     for ours in [*sys.modules]:
         if ours.partition(".")[0] == "judging":
-            _ours.append(sys.modules.pop(ours))
+            _ours.append(sys.modules.pop(ours))  # noqa: PERF401
     module = types.ModuleType(name)
     module.__dict__["__builtins__"] = builtins
     module.__file__ = "solution.py"
     sys.modules[name] = module
     sys.argv = ["solution.py"]
-    sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: PTH123, SIM115
-    sys.stdout = open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: PTH123, SIM115
-    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False, buffering=1)  # noqa: PTH123, SIM115
+    sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False, buffering=1)  # noqa: SIM115
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
     return module
 
@@ -220,4 +224,3 @@ def _tell_error() -> None:
         while trace is not None and trace.tb_frame.f_code.co_filename != "solution.py":
             trace = trace.tb_next
         traceback.print_exception(kind, error, trace, limit=-8)
-

@@ -125,7 +125,9 @@ class Referee:
         except (EOFError, OSError, Failed):
             message = {"clean": False}
         if not message["clean"]:
-            self._deadline = 0.0  # its processes cannot be ended, or it has stopped or killed who would: nothing else will be run
+            self._deadline = (
+                0.0  # its processes cannot be ended, or it has stopped or killed who would: nothing else will be run
+            )
 
     # ---- programs
 

@@ -15,7 +15,7 @@ DEEPEST = 400
 LONGEST_NUMBER = 400
 MOST_ITEMS = 100_000
 """Of an iterator."""
-VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
+VIEWS: tuple[type[Any], ...] = (type({}.keys()), type({}.values()), type({}.items()))
 
 
 class Unsendable(Exception):
@@ -29,7 +29,7 @@ class Reference:
         self.number = number
 
 
-def encode(value: Any, handles: list[Any] | None = None, depth: int = 0) -> Any:
+def encode(value: Any, handles: list[Any] | None = None, depth: int = 0) -> Any:  # noqa: PLR0911  (a table of kinds)
     """The value as JSON values; of a subclass, what it is as its base, whatever methods it has overridden.
 
     `handles` keeps what is no plain data, which goes as a reference. Raises Unsendable.
@@ -56,7 +56,7 @@ def encode(value: Any, handles: list[Any] | None = None, depth: int = 0) -> Any:
     return _encode_rare(value, handles, depth)
 
 
-def _encode_rare(value: Any, handles: list[Any] | None, depth: int) -> Any:
+def _encode_rare(value: Any, handles: list[Any] | None, depth: int) -> Any:  # noqa: PLR0911  (likewise)
     if isinstance(value, complex):
         return {"c": [value.real, value.imag]}
     if isinstance(value, bytes | bytearray):
@@ -79,7 +79,7 @@ def _encode_rare(value: Any, handles: list[Any] | None, depth: int) -> Any:
     return {"o": len(handles) - 1}
 
 
-def decode(value: Any, reference: Callable[[int], Any]) -> Any:
+def decode(value: Any, reference: Callable[[int], Any]) -> Any:  # noqa: PLR0911  (likewise)
     """The value that `encode` took apart; `reference(number)` gives what stands for a reference. Otherwise makes plain types alone."""
     if isinstance(value, list):
         return [decode(item, reference) for item in value]
@@ -168,6 +168,8 @@ def same_value(value: Any, expected: Any, tolerance: float | None) -> bool:
         return value is expected
     if isinstance(value, int | float) and isinstance(expected, int | float):
         return value == expected or (
-            tolerance is not None and (isinstance(value, float) or isinstance(expected, float)) and _close(value, expected, tolerance)
+            tolerance is not None
+            and (isinstance(value, float) or isinstance(expected, float))
+            and _close(value, expected, tolerance)
         )
     return type(value) is type(expected) and bool(value == expected)

@@ -88,7 +88,9 @@ class Namespaces:
         }
         missing = {}
         if self._proc:
-            isolated["memory"] = "resident memory of all processes, looked at 20 times a second, and address space of each"
+            isolated["memory"] = (
+                "resident memory of all processes, looked at 20 times a second, and address space of each"
+            )
         else:
             missing["memory"] = "/proc cannot be mounted here, so only the address space of each process is limited"
         return isolated, missing
@@ -219,7 +221,9 @@ def _build_root(visible: Sequence[str], hidden: Sequence[str]) -> bool:
     for name in ("proc", "tmp", "dev", "old"):
         Path(point, name).mkdir(exist_ok=True)
     _make_devices(point)
-    proc = _mount_proc(point + "/proc")  # while the old one is still there: the kernel wants to see that nothing of it is hidden
+    proc = _mount_proc(
+        point + "/proc"
+    )  # while the old one is still there: the kernel wants to see that nothing of it is hidden
     os.chdir(point)
     kernel.pivot_root(".", "old")
     os.chdir("/")
@@ -262,7 +266,13 @@ def _make_devices(point: str) -> None:
         if Path("/dev", name).exists():
             Path(point, "dev", name).touch()
             kernel.mount(f"/dev/{name}", f"{point}/dev/{name}", None, kernel.MS_BIND)
-    for name, target in (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2"), ("shm", ROOM)):
+    for name, target in (
+        ("fd", "/proc/self/fd"),
+        ("stdin", "fd/0"),
+        ("stdout", "fd/1"),
+        ("stderr", "fd/2"),
+        ("shm", ROOM),
+    ):
         Path(point, "dev", name).symlink_to(target)
 
 
@@ -307,10 +317,15 @@ class Restricted:
     def open(self) -> tuple[dict[str, str], dict[str, str]]:
         """As of Namespaces."""
         self._own_user = os.geteuid() == 0 and _as_user(RESTRICTED_IDS, _read_interpreter)
-        isolated, missing = {}, {"disk": "only the size of each file is limited, and what the run's directory holds when it is looked at"}
+        isolated, missing = (
+            {},
+            {"disk": "only the size of each file is limited, and what the run's directory holds when it is looked at"},
+        )
         isolated["memory"] = "resident memory of all processes, looked at 20 times a second, and address space of each"
         if self._landlock:
-            isolated["filesystem"] = f"Landlock {self._landlock}: interpreter and system to read, its own directory to write"
+            isolated["filesystem"] = (
+                f"Landlock {self._landlock}: interpreter and system to read, its own directory to write"
+            )
         else:
             missing["filesystem"] = "this kernel has no Landlock, and namespaces cannot be had"
         if self._filter is not None:

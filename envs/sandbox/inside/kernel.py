@@ -108,7 +108,7 @@ def drop_capabilities() -> None:
 
 
 class _Filter(ctypes.Structure):
-    _fields_ = [("length", ctypes.c_ushort), ("steps", ctypes.c_char_p)]  # noqa: RUF012  (how ctypes is told)
+    _fields_ = [("length", ctypes.c_ushort), ("steps", ctypes.c_char_p)]
 
 
 def install_filter(program: bytes) -> None:
@@ -117,7 +117,11 @@ def install_filter(program: bytes) -> None:
     described = _Filter(len(program) // 8, program)
     _check(
         _libc.prctl(
-            PR_SET_SECCOMP, ctypes.c_ulong(SECCOMP_MODE_FILTER), ctypes.byref(described), ctypes.c_ulong(0), ctypes.c_ulong(0)
+            PR_SET_SECCOMP,
+            ctypes.c_ulong(SECCOMP_MODE_FILTER),
+            ctypes.byref(described),
+            ctypes.c_ulong(0),
+            ctypes.c_ulong(0),
         ),
         "seccomp",
     )
@@ -138,9 +142,7 @@ def landlock_ruleset(filesystem: int, scopes: int, version: int) -> int:
 
 def landlock_allow(ruleset: int, directory: int, rights: int) -> None:
     """Allows `rights` beneath an open directory (or on an open file)."""
-    _check(
-        _libc.syscall(_LANDLOCK_ADD, ruleset, 1, struct.pack("<Qi", rights, directory), 0), "landlock_add_rule"
-    )
+    _check(_libc.syscall(_LANDLOCK_ADD, ruleset, 1, struct.pack("<Qi", rights, directory), 0), "landlock_add_rule")
 
 
 def landlock_restrict(ruleset: int) -> None:

@@ -32,10 +32,8 @@ DESCRIPTORS = 5
 Chamber = chamber.Namespaces | chamber.Restricted
 
 
-USUAL = (
-    "atexit bisect builtins collections copy datetime decimal fractions functools heapq io itertools json linecache math operator random re "
-    "statistics string sys threading time traceback types typing"
-).split()
+USUAL = """atexit bisect builtins collections copy datetime decimal fractions functools heapq io itertools json linecache math operator random re
+statistics string sys threading time traceback types typing"""
 """Modules that most programs import."""
 
 
@@ -111,9 +109,7 @@ def _run(room: Chamber, message: dict[str, Any], fds: list[int], setup: dict[str
         def start() -> NoReturn:
             _become_program(room, directory, limits, (payload, stdin, stdout, stderr), setup)
 
-        found = warden.watch_program(
-            start, limits, (stdout, stderr), sees_all=room.sees_all, directory=room.watched
-        )
+        found = warden.watch_program(start, limits, (stdout, stderr), sees_all=room.sees_all, directory=room.watched)
         if not room.end():
             found["failed"] = "some of its processes would not end"
         warden.write_report(report, found)
@@ -158,7 +154,7 @@ def _load_library(packages: Sequence[str]) -> None:
         home, _, name = package.rpartition("/")
         sys.path.insert(0, home)
         importlib.import_module(name)
-        for file in sorted(os.listdir(package)):
+        for file in sorted(os.listdir(package)):  # noqa: PTH208
             if file.endswith(".py") and file != "__init__.py":
                 importlib.import_module(f"{name}.{file.removesuffix('.py')}")
         sys.path.remove(home)
@@ -172,7 +168,7 @@ def _prepare(setup: dict[str, Any]) -> None:
     site.sethelper()
     sys.path[:] = [path for path in sys.path if path not in setup["forget"]] + setup["packages"]
     setup["search"] = list(sys.path)
-    for name in [*USUAL, *setup["preload"]]:
+    for name in [*USUAL.split(), *setup["preload"]]:
         importlib.import_module(name)
     gc.collect()
     gc.freeze()

@@ -28,7 +28,7 @@ MOST_DESCRIPTORS = 4096
 
 def read_payload(fd: int) -> tuple[dict[str, Any], list[bytes]]:
     """What `envs.sandbox.local` packed: a line of JSON, then the files' bytes one after another."""
-    with open(fd, "rb") as file:  # noqa: PTH123  (a file descriptor)
+    with open(fd, "rb") as file:
         file.seek(0)
         header = json.loads(file.readline())
         return header, [file.read(size) for _, size in header["files"]]
@@ -38,7 +38,7 @@ def limit_resources(limits: dict[str, Any]) -> None:
     """Limits of each process."""
     memory, disk = limits["memory"] << 20, limits["disk"] << 20
     seconds = int(limits["cpu"]) + 1
-    for what, soft, hard in (
+    for what, soft, most in (
         (resource.RLIMIT_CPU, seconds, seconds + 1),
         (resource.RLIMIT_AS, memory + SPACE_BESIDE, memory + SPACE_BESIDE),
         (resource.RLIMIT_FSIZE, max(disk, limits["output"] + 1), max(disk, limits["output"] + 1)),
@@ -47,10 +47,9 @@ def limit_resources(limits: dict[str, Any]) -> None:
         (resource.RLIMIT_MEMLOCK, 0, 0),
         (resource.RLIMIT_STACK, STACK, STACK),
     ):
-        _, most = resource.getrlimit(what)
-        if most != resource.RLIM_INFINITY:
-            soft, hard = min(soft, most), min(hard, most)
-        resource.setrlimit(what, (soft, hard))
+        allowed = resource.getrlimit(what)[1]
+        hard = most if allowed == resource.RLIM_INFINITY else min(most, allowed)
+        resource.setrlimit(what, (min(soft, hard), hard))
 
 
 def write_files(directory: str, header: dict[str, Any], contents: Sequence[bytes]) -> None:
@@ -117,9 +116,9 @@ def _fresh_main(path: str, search: Sequence[str]) -> types.ModuleType:
     sys.argv = [path]
     sys.path[:] = [path.rpartition("/")[0], *search]
     # Not closed with the objects, as the interpreter's own: programs like to replace them.
-    sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: PTH123, SIM115
-    sys.stdout = open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: PTH123, SIM115
-    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: PTH123, SIM115
+    sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
     random.seed()
     gc.enable()
@@ -131,7 +130,7 @@ def _exit_code(end: SystemExit) -> int:
         return 0
     if isinstance(end.code, int):
         return end.code & 0xFF
-    print(end.code, file=sys.stderr)
+    print(end.code, file=sys.stderr)  # noqa: T201  (as the interpreter does)
     return 1
 
 

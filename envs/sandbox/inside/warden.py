@@ -6,6 +6,7 @@ which has the same user, can neither read its memory nor reach its descriptors t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -88,7 +89,7 @@ def descendants() -> dict[int, list[str]]:
     """The processes below this one, each with its fields of /proc/<pid>/stat from the third on: state, parent, ..."""
     mine = os.getpid()
     found = {}
-    for name in os.listdir("/proc"):
+    for name in os.listdir("/proc"):  # noqa: PTH208
         if name.isdigit() and int(name) != mine and (fields := _stat(name)) is not None:
             found[int(name)] = fields
     if mine == 1:  # of a namespace of our own
@@ -206,10 +207,8 @@ def end_descendants() -> bool:
         except ChildProcessError:
             return True
         for pid in descendants():
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         time.sleep(0.001)
     return False
 

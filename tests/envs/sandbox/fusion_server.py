@@ -1,0 +1,102 @@
+"""A stand-in for a SandboxFusion server: its `/run_code`, on the loopback interface, with plain processes behind it and no isolation at all."""
+
+from __future__ import annotations
+
+import base64
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+Fault = Callable[[int], tuple[int, Any] | None]
+"""Request number, from 0, to the status and body given instead of an outcome."""
+
+
+def run_code(body: dict[str, Any]) -> dict[str, Any]:
+    """What the real one does, as far as the API says it."""
+    if body["language"] != "python":
+        return {"status": "SandboxError", "message": f"no language {body['language']}", "run_result": None}
+    with tempfile.TemporaryDirectory() as directory:
+        for path, content in body["files"].items():
+            target = Path(directory, path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(base64.b64decode(content))
+        main = Path(directory, "main.py")
+        main.write_text(body["code"], encoding="utf-8")
+        limit = body["memory_limit_MB"]
+
+        def restrict() -> None:
+            if limit > 0:
+                resource.setrlimit(resource.RLIMIT_AS, ((limit + 64) << 20,) * 2)
+
+        began = time.monotonic()
+        with (Path(directory, ".out")).open("w+b") as out, (Path(directory, ".err")).open("w+b") as err:
+            process = subprocess.Popen(
+                [sys.executable, str(main)],
+                cwd=directory,
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=err,
+                preexec_fn=restrict,  # noqa: PLW1509
+            )
+            result: dict[str, Any] = {"status": "Finished", "return_code": None}
+            try:
+                process.communicate(body["stdin"].encode(), timeout=body["run_timeout"])
+                result["return_code"] = process.returncode
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                result["status"] = "TimeLimitExceeded"
+            for name, file in (("stdout", out), ("stderr", err)):
+                file.seek(0)
+                result[name] = file.read(1 << 20).decode("utf-8", "replace")
+            result["execution_time"] = time.monotonic() - began
+    status = "Success" if result["return_code"] == 0 else "Failed"
+    return {"status": status, "message": "", "compile_result": None, "run_result": result, "files": {}}
+
+
+@contextmanager
+def serving(fault: Fault = lambda number: None) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Its address, and the bodies of the requests that it gets."""
+    requests: list[dict[str, Any]] = []
+    lock = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with lock:
+                number = len(requests)
+                requests.append(body)
+            status, answer = fault(number) or (200, None)
+            answer = run_code(body) if answer is None else answer
+            data = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
+            try:
+                self.send_response(status if self.path == "/run_code" else 404)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+            except ConnectionError:  # the client has given up
+                pass
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", requests
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
