@@ -262,6 +262,8 @@ def _outcome(most: int, stdout: int, stderr: int, report: int) -> RunOutcome:
     if not told:
         raise SandboxUnavailable("a run was lost: its first process was killed from outside, or the launcher died")
     found = json.loads(told)
+    if found.get("ending") == "stopped":
+        raise SandboxUnavailable("a run was lost: its first process was told from outside to stop")
     if "failed" in found:
         raise SandboxUnavailable(f"a program could not be run: {found['failed']}")
     return RunOutcome(

@@ -136,7 +136,7 @@ class LocalSandbox:
             "means": means,
             "parent": os.getpid(),
             "visible": [*_interpreter_paths(), *(installed if self._packages else ()), *SYSTEM, *self._readable],
-            "hidden": [] if self._packages else [*installed, *_system_packages()],
+            "hidden": [] if self._packages else [*map(os.path.realpath, [*installed, *_system_packages()])],
             "packages": installed if self._packages else [],
             "preload": self._preload,
             "library": [str(path) for path in self._library],
@@ -181,9 +181,8 @@ def _files_of(packages: Sequence[Path]) -> dict[str, bytes]:
 
 def _interpreter_paths() -> list[str]:
     """Directories of the interpreter: its programs, its standard library and, where it is linked to one, its shared library."""
-    paths = [sys.base_prefix, sys.base_exec_prefix, sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")]
-    found = [os.path.realpath(path) for path in paths if path]
-    found += [os.path.realpath(path) for path in [str(Path(sys.executable).parent)]]
+    paths = [sys.base_prefix, sys.base_exec_prefix, sysconfig.get_path("stdlib"), str(Path(sys.executable).parent)]
+    found = [os.path.realpath(path) for path in paths]
     return _without_inner(path for path in found if path != "/")
 
 
@@ -193,10 +192,14 @@ def _installed_packages() -> list[str]:
 
 def _system_packages() -> list[str]:
     """Directories with packages of the base interpreter and of the system's: what they hold (a benchmark's solutions, say) is not for programs to read."""
-    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-    roots = [f"{prefix}/lib/{version}" for prefix in (sys.base_prefix, sys.base_exec_prefix, "/usr/local", "/usr")]
-    found = [f"{root}/{name}" for root in roots for name in ("site-packages", "dist-packages")]
-    return list(dict.fromkeys([*found, "/usr/lib/python3/dist-packages"]))
+    prefixes = dict.fromkeys((sys.base_prefix, sys.base_exec_prefix, "/usr/local", "/usr"))
+    return [
+        str(found)
+        for prefix in prefixes
+        for library in ("lib", "lib64")
+        for found in Path(prefix, library).glob("python3*/*-packages")
+        if found.name in ("site-packages", "dist-packages") and found.is_dir()
+    ]
 
 
 def _without_inner(paths: Iterable[str]) -> list[str]:

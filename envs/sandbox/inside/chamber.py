@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from . import filter as seccomp
-from . import kernel, warden
+from . import kernel, program, warden
 
 INSIDE_ID = 1000
 """User and group of a program, as it sees itself."""
@@ -279,7 +279,8 @@ def _make_devices(point: str) -> None:
 # ---- without namespaces
 
 # Rights of Landlock's first version: execute 1, write 2, read 4, list 8, remove 16|32, make 64...4096; refer 1<<13 (2), truncate 1<<14 (3), ioctl 1<<15 (5).
-_READ = 1 | 4 | 8
+_WRITE, _LIST = 2, 8
+_READ = 1 | 4 | _LIST
 _FIRST_VERSION = (1 << 13) - 1
 _ON_FILES = 1 | 2 | 4 | 1 << 14 | 1 << 15
 _SCOPES = 3
@@ -291,8 +292,9 @@ class Restricted:
 
     name = "Landlock, seccomp and resource limits, without namespaces"
 
-    def __init__(self, visible: Sequence[str], private: str) -> None:
+    def __init__(self, visible: Sequence[str], hidden: Sequence[str], private: str) -> None:
         self._visible = visible
+        self._hidden = hidden
         self._private = private
         self._filter = seccomp.build()
         self._landlock = kernel.landlock_version()
@@ -323,6 +325,7 @@ class Restricted:
         )
         isolated["memory"] = "resident memory of all processes, looked at 20 times a second, and address space of each"
         if self._landlock:
+            self._prepare_rules()
             isolated["filesystem"] = (
                 f"Landlock {self._landlock}: interpreter and system to read, its own directory to write"
             )
@@ -343,6 +346,15 @@ class Restricted:
             )
             missing["processes"] = "processes are ended one by one, and namespaces cannot be had"
         return isolated, missing
+
+    def _prepare_rules(self) -> None:
+        """What all runs may do at most: a list that is too long to be made for each of them."""
+        shared = _ruleset(self._landlock)
+        for path in self._visible:
+            _allow_all_but(shared, os.path.realpath(path), self._hidden)
+        _allow(shared, self._private, _all_rights(self._landlock))
+        os.dup2(shared, program.MOST_DESCRIPTORS, inheritable=False)  # where a program's own descriptors are not closed
+        os.close(shared)
 
     def fork(self) -> int:
         """Forks the first process of a run, which gets its directory and user here."""
@@ -374,7 +386,14 @@ class Restricted:
         kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
         kernel.drop_capabilities()
         if self._landlock:
-            _apply_landlock(self._landlock, self._visible, self._directory)
+            kernel.landlock_restrict(program.MOST_DESCRIPTORS)
+            os.close(program.MOST_DESCRIPTORS)
+            own = _ruleset(self._landlock)
+            for path in self._visible:
+                _allow(own, path, _READ)
+            _allow(own, self._directory, _all_rights(self._landlock))
+            kernel.landlock_restrict(own)
+            os.close(own)
         confine(self._filter)
 
     def end(self) -> bool:
@@ -416,21 +435,44 @@ def _become(user: int) -> None:
     os.setresuid(user, user, user)
 
 
-def _apply_landlock(version: int, visible: Sequence[str], directory: str) -> None:
-    handled = _FIRST_VERSION
+def _all_rights(version: int) -> int:
+    """Every right over files that Landlock knows at this version."""
+    rights = _FIRST_VERSION
     for since, right in ((2, 1 << 13), (3, 1 << 14), (5, 1 << 15)):
         if version >= since:
-            handled |= right
-    ruleset = kernel.landlock_ruleset(handled, _SCOPES, version)
-    devices = [f"/dev/{name}" for name in DEVICES]
-    rules = [(path, _READ) for path in visible] + [(path, _READ | 2) for path in devices] + [(directory, handled)]
-    for path, rights in rules:
-        try:
-            fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        except OSError:
-            continue
-        on_file = not stat.S_ISDIR(os.fstat(fd).st_mode)
-        kernel.landlock_allow(ruleset, fd, rights & handled & (_ON_FILES if on_file else handled))
-        os.close(fd)
-    kernel.landlock_restrict(ruleset)
-    os.close(ruleset)
+            rights |= right
+    return rights
+
+
+def _ruleset(version: int) -> int:
+    """Allows nothing but the devices."""
+    ruleset = kernel.landlock_ruleset(_all_rights(version), _SCOPES, version)
+    for name in DEVICES:
+        _allow(ruleset, f"/dev/{name}", _READ | _WRITE)
+    return ruleset
+
+
+def _allow(ruleset: int, path: str, rights: int) -> None:
+    """These rights at and below the path, if there is one."""
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return
+    if not stat.S_ISDIR(os.fstat(fd).st_mode):
+        rights &= _ON_FILES
+    kernel.landlock_allow(ruleset, fd, rights)
+    os.close(fd)
+
+
+def _allow_all_but(ruleset: int, path: str, hidden: Sequence[str]) -> None:
+    """Reading at and below the real path, but for what is hidden there, of which names can be listed. Rules only add, so what lies beside it is named."""
+    if path in hidden:
+        return
+    if not any(_within(other, path) for other in hidden):
+        _allow(ruleset, path, _READ)
+        return
+    _allow(ruleset, path, _LIST)
+    for child in os.listdir(path):  # noqa: PTH208
+        inner = f"{path.rstrip('/')}/{child}"
+        if not Path(inner).is_symlink():  # what it points to is named where it lies
+            _allow_all_but(ruleset, inner, hidden)

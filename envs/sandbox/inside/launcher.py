@@ -109,7 +109,7 @@ def _run(room: Chamber, message: dict[str, Any], fds: list[int], setup: dict[str
         def start() -> NoReturn:
             _become_program(room, directory, limits, (payload, stdin, stdout, stderr), setup)
 
-        found = warden.watch_program(start, limits, (stdout, stderr), sees_all=room.sees_all, directory=room.watched)
+        found = warden.watch_program(start, limits, (stdout, stderr), sees_all=room.sees_all, directory=room.watched, stoppable=room.stop_signal == signal.SIGTERM)
         if not room.end():
             found["failed"] = "some of its processes would not end"
         warden.write_report(report, found)
@@ -177,6 +177,8 @@ def _prepare(setup: dict[str, Any]) -> None:
 
 def main(fd: int) -> None:
     """The life of the process: the outer one only leaves the namespaces behind and waits, the inner one serves."""
+    # A handler of Python's would let a program interrupt its first process; as pid 1 of a namespace that one ignores what it does not handle.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     connection = socket.socket(fileno=fd)
     os.set_inheritable(fd, False)
     setup = json.loads(connection.recv(1 << 20))
@@ -211,4 +213,4 @@ def main(fd: int) -> None:
 def _choose(setup: dict[str, Any]) -> Chamber:
     if setup["means"] == "namespaces":
         return chamber.Namespaces(setup["visible"], setup["hidden"])
-    return chamber.Restricted(setup["visible"], setup["private"])
+    return chamber.Restricted(setup["visible"], setup["hidden"], setup["private"])

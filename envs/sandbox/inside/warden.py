@@ -36,6 +36,8 @@ class Watch:
         self._directory = directory
         self._outputs = outputs
         self._sees_all = sees_all
+        # What every process shares with the launcher, from which all were forked.
+        self._shared = _resident("self")
         self.began = time.monotonic()
         self.memory = 0
         self.cpu = 0.0
@@ -71,7 +73,7 @@ class Watch:
         count, memory, cpu = 0, 0, children.ru_utime + children.ru_stime
         for fields in descendants().values() if self._sees_all else ():
             count += 1
-            memory += int(fields[21]) * PAGE
+            memory += max(0, int(fields[21]) * PAGE - self._shared)
             cpu += sum(map(int, fields[11:15])) / TICKS
         return count, memory, cpu
 
@@ -83,6 +85,11 @@ def _stat(pid: str) -> list[str] | None:
             return file.read().rpartition(b")")[2].decode().split()
     except OSError:
         return None
+
+
+def _resident(pid: str) -> int:
+    fields = _stat(pid)
+    return 0 if fields is None else int(fields[21]) * PAGE
 
 
 def descendants() -> dict[int, list[str]]:
@@ -133,18 +140,24 @@ def watch_program(
     *,
     sees_all: bool,
     directory: str | None,
+    stoppable: bool,
 ) -> dict[str, Any]:
-    """Forks the program, waits for its end or for a limit, and reports. Does not end what the program left running."""
+    """Forks the program, waits for its end or for a limit, and reports. Does not end what the program left running.
+
+    `stoppable`: SIGTERM ends the run. Not as pid 1 of a namespace, to which the program may send what is handled.
+    """
     watch = Watch(limits, outputs, sees_all=sees_all, directory=directory)
     program = os.fork()
     if program == 0:
         start()
     try:
-        signal.signal(signal.SIGTERM, _stop)
+        if stoppable:
+            signal.signal(signal.SIGTERM, _stop)
         status, passed = _wait(program, watch)
     except Stopped:
         status, passed = None, "stopped"
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if stoppable:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if passed is None and watch.output_full():
         passed = "output"
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
