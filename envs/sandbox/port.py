@@ -89,13 +89,13 @@ class RunRequest:
 
 @attrs.frozen
 class Usage:
-    """What a run took, as far as the sandbox can tell (else NaN)."""
+    """What a run took; None: the sandbox cannot tell."""
 
-    wall_clock: float = float("nan")
+    wall_clock: float | None = None
     """Seconds."""
-    cpu: float = float("nan")
+    cpu: float | None = None
     """Seconds, all processes that it waited for included."""
-    memory: float = float("nan")
+    memory: float | None = None
     """MiB at its peak."""
 
 

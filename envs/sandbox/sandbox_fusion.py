@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 import signal
 from collections.abc import Collection, Mapping
 from types import TracebackType
@@ -192,7 +191,7 @@ class SandboxFusion:
         stdout, full_out = _cut(ran.get("stdout"), request.limits.output)
         stderr, full_err = _cut(ran.get("stderr"), request.limits.output)
         seconds = ran.get("execution_time")
-        usage = Usage(wall_clock=float(seconds) if seconds is not None else math.nan)
+        usage = Usage(wall_clock=None if seconds is None else float(seconds))
         code = ran.get("return_code")
         if ran.get("status") == "TimeLimitExceeded":
             return RunOutcome("wall_clock", None, None, stdout, stderr, usage)

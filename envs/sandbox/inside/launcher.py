@@ -109,7 +109,14 @@ def _run(room: Chamber, message: dict[str, Any], fds: list[int], setup: dict[str
         def start() -> NoReturn:
             _become_program(room, directory, limits, (payload, stdin, stdout, stderr), setup)
 
-        found = warden.watch_program(start, limits, (stdout, stderr), sees_all=room.sees_all, directory=room.watched, stoppable=room.stop_signal == signal.SIGTERM)
+        found = warden.watch_program(
+            start,
+            limits,
+            (stdout, stderr),
+            sees_all=room.sees_all,
+            directory=room.watched,
+            stoppable=room.stop_signal == signal.SIGTERM,
+        )
         if not room.end():
             found["failed"] = "some of its processes would not end"
         warden.write_report(report, found)

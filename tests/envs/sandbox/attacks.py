@@ -41,7 +41,8 @@ ATTACKS: dict[str, Attack] = {
     "sleeps": Attack("import time; time.sleep(1000)", ("wall_clock",), wall_clock=0.5),
     "fork_bomb": Attack("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", (*TIMES, "processes")),
     "fork_chain": Attack(
-        "import os, time\nend = time.time() + 30\nwhile time.time() < end:\n    if os.fork(): os._exit(0)\n    os.setsid()", HARMLESS
+        "import os, time\nend = time.time() + 30\nwhile time.time() < end:\n    if os.fork(): os._exit(0)\n    os.setsid()",
+        HARMLESS,
     ),
     "thread_bomb": Attack(
         "import threading, time\nwhile True:\n    try: threading.Thread(target=time.sleep, args=(99,), daemon=True).start()\n    except RuntimeError: break\nprint('x', flush=True)\n"
@@ -67,9 +68,13 @@ ATTACKS: dict[str, Attack] = {
         ("exited", "disk"),
     ),
     "giant_file": Attack("with open('f', 'wb') as f: f.truncate(1 << 40)\nprint('made')"),
-    "many_files": Attack("for i in range(1 << 17): open(f'f{i}', 'w').close()\nprint('made')", ("exited", *TIMES, "disk")),
+    "many_files": Attack(
+        "for i in range(1 << 17): open(f'f{i}', 'w').close()\nprint('made')", ("exited", *TIMES, "disk")
+    ),
     "many_descriptors": Attack(
-        "import os\nheld = []\ntry:\n    while len(held) < 5000: held.append(os.open('/dev/null', os.O_RDONLY))\nexcept OSError: print('x')", HARMLESS, "x\n"
+        "import os\nheld = []\ntry:\n    while len(held) < 5000: held.append(os.open('/dev/null', os.O_RDONLY))\nexcept OSError: print('x')",
+        HARMLESS,
+        "x\n",
     ),
     "writes_outside": Attack(
         _TRY
@@ -84,8 +89,7 @@ ATTACKS: dict[str, Attack] = {
         "for path in ('/home', OUTSIDE, '/proc/1/fd', '/proc/1/root', '/proc/1/cwd'):\n    attempt(path, lambda: os.listdir(path) or -1)"
     ),
     "symlinks": Attack(
-        _TRY
-        + "os.symlink(OUTSIDE, 'there'); os.symlink('/etc/passwd', 'users'); os.symlink('/proc/1/root', 'root')\n"
+        _TRY + "os.symlink(OUTSIDE, 'there'); os.symlink('/etc/passwd', 'users'); os.symlink('/proc/1/root', 'root')\n"
         "attempt('dir', lambda: os.listdir('there'))\nattempt('file', lambda: open('there/secret.txt').read())\nattempt('new', lambda: open('there/new', 'w'))\n"
         "attempt('users', lambda: open('users').read())\nattempt('root', lambda: os.listdir('root'))\nattempt('hard', lambda: os.link(OUTSIDE + '/secret.txt', 'hard'))"
     ),
@@ -97,19 +101,30 @@ ATTACKS: dict[str, Attack] = {
         "attempt('io_uring', lambda: libc.syscall(425, 8, ctypes.create_string_buffer(256)))"
     ),
     "zombies": Attack(
-        "import os, time\nfor _ in range(8):\n    if os.fork() == 0: os._exit(0)\ntime.sleep(0.2)\nprint('x')", HARMLESS, "x\n"
+        "import os, time\nfor _ in range(8):\n    if os.fork() == 0: os._exit(0)\ntime.sleep(0.2)\nprint('x')",
+        HARMLESS,
+        "x\n",
     ),
     "sleeping_daemon": Attack(
-        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(1000)\n    os._exit(0)\nprint('x')", HARMLESS, "x\n"
+        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(1000)\n    os._exit(0)\nprint('x')",
+        HARMLESS,
+        "x\n",
     ),
     "ignores_signals": Attack(
         "import signal\nfor s in range(1, 65):\n    try: signal.signal(s, lambda *a: None)\n    except (OSError, ValueError): pass\nwhile True: pass",
         ("cpu",),
     ),
-    "closes_everything": Attack("import os, time\nos.closerange(0, 1000)\ntime.sleep(1000)", ("wall_clock",), wall_clock=0.5),
-    "kills_everything": Attack("import os\nos.kill(-1, 9)\nprint('lives')", ("exited", "signalled"), only_namespaces=True),
+    "closes_everything": Attack(
+        "import os, time\nos.closerange(0, 1000)\ntime.sleep(1000)", ("wall_clock",), wall_clock=0.5
+    ),
+    "kills_everything": Attack(
+        "import os\nos.kill(-1, 9)\nprint('lives')", ("exited", "signalled"), only_namespaces=True
+    ),
     "kills_its_first_process": Attack(
-        "import os\nfor pid in (1, os.getppid()):\n    for s in (9, 15, 19, 2):\n        try: os.kill(pid, s)\n        except OSError: pass\nprint('x')", HARMLESS, "x\n", only_namespaces=True
+        "import os\nfor pid in (1, os.getppid()):\n    for s in (9, 15, 19, 2):\n        try: os.kill(pid, s)\n        except OSError: pass\nprint('x')",
+        HARMLESS,
+        "x\n",
+        only_namespaces=True,
     ),
     "looks_for_others": Attack(
         "import os\nprint(len([p for p in os.listdir('/proc') if p.isdigit()]))", HARMLESS, "2\n", only_namespaces=True
@@ -132,10 +147,12 @@ ATTACKS: dict[str, Attack] = {
         "    attempt(what, lambda: resource.setrlimit(what, (resource.RLIM_INFINITY,) * 2) or 'raised')"
     ),
     "deep_recursion": Attack(
-        "import sys\nsys.setrecursionlimit(1 << 30)\ndef f(n): return f(n + 1) + 1\nf(0)", ("signalled", "exited", "memory")
+        "import sys\nsys.setrecursionlimit(1 << 30)\ndef f(n): return f(n + 1) + 1\nf(0)",
+        ("signalled", "exited", "memory"),
     ),
     "recursion_in_c": Attack(
-        "x = []\nfor _ in range(10 ** 6): x = [x]\nimport sys; sys.setrecursionlimit(1 << 30)\nrepr(x)\nprint('x')", ("signalled", "exited", "memory", *TIMES)
+        "x = []\nfor _ in range(10 ** 6): x = [x]\nimport sys; sys.setrecursionlimit(1 << 30)\nrepr(x)\nprint('x')",
+        ("signalled", "exited", "memory", *TIMES),
     ),
     "huge_integer": Attack("import sys\nsys.set_int_max_str_digits(0)\nprint(7 ** (10 ** 7))", (*TIMES, "output")),
     "powers": Attack("print(9 ** 9 ** 9)", (*TIMES, "memory", "exited")),

@@ -24,7 +24,7 @@ class Here:
 def here() -> Here:
     """What is there now."""
     ours = frozenset(path.name for path in Path(tempfile.gettempdir()).glob("callsheet-sandbox-*/*"))
-    return Here(frozenset(_descendants()), len(os.listdir("/proc/self/fd")), ours)
+    return Here(frozenset(_descendants()), len([*Path("/proc/self/fd").iterdir()]), ours)
 
 
 async def none_beside(before: Here, seconds: float = 3.0) -> None:
@@ -34,16 +34,18 @@ async def none_beside(before: Here, seconds: float = 3.0) -> None:
         if now.processes <= before.processes and now.files <= before.files and now.descriptors <= before.descriptors:
             return
         await anyio.sleep(0.02)
-    assert now.processes <= before.processes, f"processes left: {[_name(pid) for pid in now.processes - before.processes]}"
+    assert now.processes <= before.processes, (
+        f"processes left: {[_name(pid) for pid in now.processes - before.processes]}"
+    )
     assert now == before
 
 
 def _descendants() -> set[int]:
     parents = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
             try:
-                parents[int(name)] = int(Path("/proc", name, "stat").read_bytes().rpartition(b")")[2].split()[1])
+                parents[int(entry.name)] = int((entry / "stat").read_bytes().rpartition(b")")[2].split()[1])
             except OSError:
                 continue
     below = {os.getpid()}
