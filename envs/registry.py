@@ -36,6 +36,7 @@ Maker = Callable[..., GroupDataset | AbstractAsyncContextManager[GroupDataset]]
 _BUILT_IN: dict[str, tuple[str, str]] = {
     "arithmetic": ("envs.arithmetic:groups", "sums, differences and products of adjustable difficulty"),
     "calculator": ("envs.tools.calculator:groups", "arithmetic with a calculator to call"),
+    "code": ("envs.code.opening:groups", "programming problems, graded by running the answers in a sandbox"),
     "guess_number": ("envs.games.guess_number:groups", "finding a number by hints, in several turns"),
     "textarena": ("envs.games.arena:groups", "a game of TextArena, for one player or several"),
     "tic_tac_toe": ("envs.games.tic_tac_toe:groups", "tic-tac-toe against oneself, a random or a perfect player"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 
@@ -87,6 +87,14 @@ class CodeProblem:
     def public_tests(self) -> Sequence[Test]:
         """Those that the answerer may know."""
         return [test for test in self.tests if test.public]
+
+
+class CodeProblems(Protocol):
+    """Problems by position: a list, `ToyProblems`, or what `read_code_problems` gives."""
+
+    def __getitem__(self, index: int, /) -> CodeProblem: ...
+
+    def __len__(self) -> int: ...
 
 
 def defines(code: str, name: str) -> bool:

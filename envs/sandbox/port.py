@@ -11,6 +11,7 @@ means that the program was not run, or that nobody knows how it ended; no conclu
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import TracebackType
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import attrs
@@ -182,4 +183,6 @@ class Sandbox(Protocol):
 
     async def __aenter__(self) -> Any: ...
 
-    async def __aexit__(self, *error: object) -> None: ...
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...

@@ -7,7 +7,7 @@ import textwrap
 # The problem is always the same: `secret(n)` must return what only the test knows (or the program must print it), "EXPECTED-" and some digits.
 MARK = "EXPECTED-"
 
-_SEARCH = '''
+_SEARCH = """
 import gc, os, re, sys
 PATTERN = b"EXPEC" + b"TED-[0-9]{6}"
 def search(data):
@@ -66,9 +66,9 @@ def in_processes():
             if found: return found
         found = in_memory(pid)
         if found and int(pid) != os.getpid(): return found
-'''
+"""
 
-_FORGE = '''
+_FORGE = """
 import json, os
 LINES = [json.dumps({"nonce": "", "results": [["passed", ""]] * k}) + "\\n" for k in (1, 2, 3)] + [json.dumps(["passed", ""]), "passed", "all tests passed\\n"]
 def flood():
@@ -83,7 +83,7 @@ def flood():
                 for line in LINES: os.write(out, line.encode())
                 os.close(out)
             except OSError: pass
-'''
+"""
 
 
 def _function(body: str, before: str = "") -> str:
@@ -97,13 +97,16 @@ FUNCTIONS: dict[str, str] = {
     "exits_in_the_call": _function("import os\nos._exit(0)"),
     "raises_exit": _function("raise SystemExit(0)"),
     "equals_everything": _function(
-        "return Any()", "class Any(str):\n    def __eq__(self, other): return True\n    def __ne__(self, other): return False\n    __hash__ = str.__hash__"
+        "return Any()",
+        "class Any(str):\n    def __eq__(self, other): return True\n    def __ne__(self, other): return False\n    __hash__ = str.__hash__",
     ),
     "equals_everything_as_an_object": _function(
-        "return Any()", "class Any:\n    def __eq__(self, other): return True\n    def __getattr__(self, name): return lambda *a, **k: True"
+        "return Any()",
+        "class Any:\n    def __eq__(self, other): return True\n    def __getattr__(self, name): return lambda *a, **k: True",
     ),
     "subclasses_with_lies": _function(
-        "return Lie([Lie()])", "class Lie(list):\n    def __eq__(self, other): return True\n    def __len__(self): return 1\n    def __iter__(self): return iter(['x'])"
+        "return Lie([Lie()])",
+        "class Lie(list):\n    def __eq__(self, other): return True\n    def __len__(self): return 1\n    def __iter__(self): return iter(['x'])",
     ),
     "patches_builtins": _function(
         "return 'x'",
@@ -123,7 +126,10 @@ FUNCTIONS: dict[str, str] = {
     "searches_other_processes": _SEARCH + _function("return in_processes() or 'nothing'"),
     "forges_verdicts": _FORGE + _function("flood()\nreturn 'passed'"),
     "forges_verdicts_when_loaded": _FORGE + "flood()\n" + _function("return 'passed'"),
-    "answers_before_it_is_asked": _function("return 'x'", "import os, struct, json\nfor k in range(5):\n    body = json.dumps({'value': True}).encode()\n    os.write(3, struct.pack('<I', len(body)) + body)"),
+    "answers_before_it_is_asked": _function(
+        "return 'x'",
+        "import os, struct, json\nfor k in range(5):\n    body = json.dumps({'value': True}).encode()\n    os.write(3, struct.pack('<I', len(body)) + body)",
+    ),
     "sends_rubbish": _function("os.write(3, b'\\xff' * 100)\nreturn 'x'", "import os"),
     "sends_a_huge_answer": _function("return 'x' * (1 << 28)"),
     "nests_deeply": _function("x = []\nfor _ in range(100_000): x = [x]\nreturn x"),
@@ -133,13 +139,19 @@ FUNCTIONS: dict[str, str] = {
     "kills_its_parent": _function("import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\nreturn 'x'"),
     "kills_all": _function("import os, signal\nos.kill(-1, signal.SIGKILL)\nreturn 'x'"),
     "stops_its_parent": _function("import os, signal\nos.kill(os.getppid(), signal.SIGSTOP)\nreturn 'x'"),
-    "interrupts_all": _function("import os, signal\nfor s in (2, 10, 14, 15): os.kill(os.getppid(), s)\nos.kill(1, 2)\nreturn 'x'"),
+    "interrupts_all": _function(
+        "import os, signal\nfor s in (2, 10, 14, 15): os.kill(os.getppid(), s)\nos.kill(1, 2)\nreturn 'x'"
+    ),
     "closes_the_line": _function("import os\nos.closerange(0, 100)\nreturn 'x'"),
     "never_returns": _function("while True: pass"),
     "sleeps": _function("import time; time.sleep(1000)"),
     "loads_for_ever": "while True: pass",
-    "ignores_signals": _function("import signal\nfor s in range(1, 32):\n    try: signal.signal(s, signal.SIG_IGN)\n    except OSError: pass\nwhile True: pass"),
-    "leaves_a_daemon": _function("import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(1000)\nreturn 'x'"),
+    "ignores_signals": _function(
+        "import signal\nfor s in range(1, 32):\n    try: signal.signal(s, signal.SIG_IGN)\n    except OSError: pass\nwhile True: pass"
+    ),
+    "leaves_a_daemon": _function(
+        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(1000)\nreturn 'x'"
+    ),
     "forks_without_end": _function("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"),
     "answers_from_a_fork": _function("import os\nos.fork()\nreturn 'x'"),
     "hogs_memory": _function("x = []\nwhile True: x.append(bytearray(1 << 22))"),
@@ -153,7 +165,8 @@ PROGRAMS: dict[str, str] = {
     "says_so": "print('all tests passed')",
     "says_nothing": "",
     "exits_early": "import sys\nsys.exit(0)",
-    "searches": _SEARCH + "print(in_frames() or in_objects() or in_memory('self') or in_files() or in_processes() or 'nothing')",
+    "searches": _SEARCH
+    + "print(in_frames() or in_objects() or in_memory('self') or in_files() or in_processes() or 'nothing')",
     "forges": _FORGE + "flood()\nfor line in LINES: print(line)",
     "prints_without_end": "while True: print('x' * 1000)",
     "prints_a_huge_integer": "import sys\nsys.set_int_max_str_digits(0)\nprint(7 ** 10 ** 7)",

@@ -32,7 +32,10 @@ FUNCTION = CodeProblem(
     [
         CallTest("secret", [1], EXPECTED),
         AssertionTest(f"assert secret(1) == {EXPECTED!r}", {"secret": "secret"}),
-        AssertionTest(f"try:\n    found = secret(1)\nexcept BaseException:\n    found = {EXPECTED!r}\nassert found == {EXPECTED!r}", {"secret": "secret"}),
+        AssertionTest(
+            f"try:\n    found = secret(1)\nexcept BaseException:\n    found = {EXPECTED!r}\nassert found == {EXPECTED!r}",
+            {"secret": "secret"},
+        ),
     ],
 )
 PROGRAM = CodeProblem("program", "", [OutputTest("1\n", EXPECTED + "\n"), OutputTest("2\n", EXPECTED + "\n")])
@@ -62,7 +65,9 @@ async def judged(grader: CodeGrader, problem: CodeProblem, code: str) -> Verdict
 @pytest.mark.parametrize("name", FUNCTIONS)
 async def test_function(name: str, grader: CodeGrader) -> None:
     verdict = await judged(grader, FUNCTION, FUNCTIONS[name])
-    swallowing = verdict.results[2]  # a test that takes any exception for success: only what a solution may raise does that
+    swallowing = verdict.results[
+        2
+    ]  # a test that takes any exception for success: only what a solution may raise does that
     assert not any(result.outcome == "passed" for result in verdict.results[:2]), verdict
     assert swallowing.outcome != "passed" or verdict.results[0].outcome == "raised", verdict
 
