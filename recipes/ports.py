@@ -17,6 +17,8 @@ from recipes.models import MakeTiny, ModelConfig, OpenedModel, open_completer, o
 
 if TYPE_CHECKING:
     from engine.completion import Completer
+    from envs.code.opening import SandboxConfig
+    from envs.sandbox import Sandbox
 
 
 class OpenModel(Protocol):
@@ -35,6 +37,19 @@ class OpenCompleter(Protocol):
     ) -> AbstractAsyncContextManager[Completer]: ...
 
 
+class OpenSandbox(Protocol):
+    """See `envs.code.opening.make_sandbox`."""
+
+    def __call__(self, config: SandboxConfig, /) -> Sandbox: ...
+
+
+def open_sandbox(config: SandboxConfig, /) -> Sandbox:
+    """The sandbox that the configuration names, to be opened with `async with`."""
+    from envs.code.opening import make_sandbox
+
+    return make_sandbox(config)
+
+
 @attrs.frozen
 class Ports:
     """The outside of a recipe."""
@@ -45,6 +60,8 @@ class Ports:
     """Opens a model that answers: a judge, an opponent, a teacher that writes."""
     load_rows: LoadRows = load_rows
     """Loads data sets: from the Hugging Face hub, and from local files."""
+    open_sandbox: OpenSandbox = open_sandbox
+    """Runs what models write: on this machine, or on a server."""
 
 
 DEFAULT = Ports()

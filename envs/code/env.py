@@ -154,10 +154,17 @@ def feedback(problem: CodeProblem, verdict: Verdict | None) -> str:
         return "There is no code in a fenced block in this answer. Try again."
     for test, result in zip(problem.tests, verdict.results, strict=False):
         if result.outcome not in ("passed", "not_run") and test.public:
-            return f"{_told(test)}\n{_outcome(result.outcome)} {result.detail}".rstrip() + "\nTry again."
-    failure = verdict.failure
-    kind = "" if failure is None else f" ({_outcome(failure.outcome).rstrip('.:').lower()})"
-    return f"This does not pass all of the hidden tests{kind}. Try again."
+            return f"{_told(test)}\n{_SHOWN[result.outcome]} {result.detail}".rstrip() + "\nTry again."
+    return f"This does not pass all of the hidden tests{_HIDDEN.get(verdict.outcome, '')}. Try again."
+
+
+_HIDDEN = {
+    "wrong": ": one result is wrong",
+    "raised": ": one ends with an error",
+    "timed_out": ": one takes too long",
+    "died": ": one ends too early",
+    "malformed": ": one result is no plain data",
+}
 
 
 def _told(test: Test) -> str:
@@ -170,14 +177,13 @@ def _told(test: Test) -> str:
     return f"This test fails:\n{_short(test.code)}"
 
 
-def _outcome(outcome: str) -> str:
-    return {
-        "wrong": "Instead, it",
-        "raised": "It raised an error:",
-        "timed_out": "It is too slow:",
-        "died": "It ended in the middle:",
-        "malformed": "It gave something that is no plain data:",
-    }[outcome]
+_SHOWN = {
+    "wrong": "Instead, it",
+    "raised": "It raised an error:",
+    "timed_out": "It is too slow:",
+    "died": "It ended in the middle:",
+    "malformed": "It gave something that is no plain data:",
+}
 
 
 def _short(text: str) -> str:

@@ -85,6 +85,12 @@ class Verdict:
         """The first test that did not pass."""
         return next((result for result in self.results if result.outcome != "passed"), None)
 
+    @property
+    def outcome(self) -> Outcome:
+        """That of the first test that did not pass; passed where all did."""
+        failure = self.failure
+        return "passed" if failure is None else failure.outcome
+
     def grade(self, settings: GradingSettings) -> float:
         """0 to 1."""
         return self.passed / len(self.results) if settings.partial_credit else float(self.all_passed)

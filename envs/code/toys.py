@@ -1,7 +1,7 @@
 """Small functions, described in a few words: for runs without data. What is right is decided by running the code, and there are many ways to write it.
 
-f(x): 7 less than x             return x - 7
-f(x): the larger of x and 7     return max(x, 7)
+f(x) is 7 less than x. Write f in Python.              def f(x): return x - 7
+f(x) is the larger of x and 7. Write f in Python.      def f(x): return max(x, 7)
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def toy_problem(kind: str, number: int) -> CodeProblem:
     task = TASKS[kind]
     return CodeProblem(
         id=f"toys/{kind}-{number}",
-        statement=f"{task.wording.format(n=number)}",
+        statement=f"f(x) is {task.wording.format(n=number)}. Write f in Python.",
         tests=[CallTest("f", [x], task.compute(x, number), public=x == INPUTS[-1]) for x in INPUTS],
         entry_point="f",
         tags=("code", kind),
