@@ -17,13 +17,14 @@ from typing import Any
 from engine.backends.values import Completion
 from engine.rendering import Message, Renderer, user
 from envs.contracts import Env, GroupBuilder, Observation, Step
+from envs.grading.grade import Grade
 
 
 class ProblemEnv(ABC):
     """One attempt at a problem. A subclass states `question` and `grade`; the rest has defaults.
 
     The reward is the grade, less `format_penalty` where the answer did not end as the renderer expects or is not `well_formed`.
-    Metrics of the step: `correct` (the grade) and `format` (1 or 0). Logs: `question`, `answer`, `reference` where there is one.
+    Metrics of the step: `correct` (the grade), `format` (1 or 0), and `grading_failed` where `grade` gives a `Grade`. Logs: `question`, `answer`, `reference` where there is one.
     """
 
     format_penalty: float = 0.1
@@ -40,9 +41,9 @@ class ProblemEnv(ABC):
         """What is asked, as text."""
 
     @abstractmethod
-    def grade(self, answer: str) -> float | Awaitable[float]:
-        """How good the answer's text is, usually 0 to 1. A grader that is slow or runs foreign code must not run on the event loop: make the method
-        async and send the work to a pool of processes."""
+    def grade(self, answer: str) -> float | Grade | Awaitable[float | Grade]:
+        """How good the answer's text is, usually 0 to 1: a number, or a `Grade`, whose reason goes into the logs. A grader that is slow or runs foreign code
+        must not run on the event loop: make the method async and send the work to a pool of processes (`envs.grading`)."""
 
     def reference(self) -> str | None:
         """The right answer, for people who read logs; None where there is none."""
@@ -82,7 +83,8 @@ class ProblemEnv(ABC):
         parsed = self.renderer.parse(completion.tokens)
         answer = parsed.message.text
         given = self.grade(answer)
-        grade = float(await given if inspect.isawaitable(given) else given)
+        graded = await given if inspect.isawaitable(given) else given
+        grade = float(graded.score if isinstance(graded, Grade) else graded)
         if not math.isfinite(grade):
             raise ValueError(
                 f"{type(self).__name__}.grade gave {grade} for the answer {answer!r}; a grade is a finite number"
@@ -92,11 +94,11 @@ class ProblemEnv(ABC):
         reference = self.reference()
         if reference is not None:
             logs["reference"] = reference
-        return Step(
-            reward=grade if formed else grade - self.format_penalty,
-            metrics={"correct": grade, "format": float(formed)},
-            logs=logs,
-        )
+        metrics = {"correct": grade, "format": float(formed)}
+        if isinstance(graded, Grade):
+            metrics.update(graded.metrics)
+            logs["grade"] = graded.reason
+        return Step(reward=grade if formed else grade - self.format_penalty, metrics=metrics, logs=logs)
 
 
 class ProblemGroup(GroupBuilder):
