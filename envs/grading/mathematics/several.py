@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from envs.grading.mathematics.polynomials import Fuel
 from envs.grading.mathematics.trees import Expression, Group, Num, PlusMinus, Relation, Rows, Sym, Tree, symbols
-from envs.grading.mathematics.verdicts import Compare, Verdict, both_signs, by_intervals, compare_all
+from envs.grading.mathematics.verdicts import Compare, Verdict, all_of, both_signs, by_intervals, compare_all
 
 MOST_ITEMS = 64
 """Items of a set, or cells of a matrix, that are compared."""
@@ -85,21 +85,25 @@ def _values_by_name(group: Group) -> tuple[Tree, ...] | None:
 
 
 def _unordered(reference: Sequence[Tree], answer: Sequence[Tree], compare: Compare) -> Verdict:
-    """As sets: what comes twice counts once."""
-    one, other = _distinct(reference, compare), _distinct(answer, compare)
+    """As sets: everything of the one is in the other. What is written the same is not compared."""
+    verdicts = []
+    for some, others, turned in ((reference, answer, False), (answer, reference, True)):
+        for item in some:
+            if item not in others:
+                verdicts.append(_among(item, others, compare, turned=turned))
+                if verdicts[-1] is False:
+                    return False
+    return all_of(verdicts)
+
+
+def _among(item: Tree, others: Sequence[Tree], compare: Compare, *, turned: bool) -> Verdict:
     undecided = False
-    left = list(other)
-    for item in one:
-        verdicts = [compare(item, each) for each in left]
-        if True in verdicts:
-            left.pop(verdicts.index(True))
-        elif None in verdicts:
-            undecided = True
-        else:
-            return False
-    if undecided:
-        return None
-    return not left
+    for other in others:
+        verdict = compare(other, item) if turned else compare(item, other)
+        if verdict:
+            return True
+        undecided |= verdict is None
+    return None if undecided else False
 
 
 def _distinct(items: Sequence[Tree], compare: Compare) -> list[Tree]:
