@@ -152,7 +152,8 @@ def _charts(record: RunRecord) -> Iterator[tuple[str, str, str]]:
             implicit = [of(each, f"{each}_reward", colour=index) for index, each in enumerate(("chosen", "rejected"))]
             yield "Implicit rewards", chart("Implicit rewards", implicit), legend(implicit)
         elif any("train/mean_nll" in row for row in rows):
-            yield "Mean NLL of a token", chart("Mean NLL", with_trend(of("nll", "train/mean_nll", colour=0))), ""
+            nll = [*with_trend(of("training", "train/mean_nll", colour=0)), *_evaluated(record.evaluations, "nll")]
+            yield "Mean NLL of a token", chart("Mean NLL", nll), legend(nll)
         yield "Loss", chart("Loss", with_trend(of("loss", "optim/loss", colour=0))), ""
     if any(value_of(row, "staleness/max") > 0 for row in rows):
         stale = [
@@ -167,11 +168,13 @@ def _charts(record: RunRecord) -> Iterator[tuple[str, str, str]]:
     times = [of(phase.replace("_", " "), f"time/{phase}", "area", index) for index, phase in enumerate(phases)]
     times.append(of("whole step", "time/total", bare, 5))
     yield "Time per step", chart("Time per step", times, y_range=(0.0, None), label=_seconds), legend(times)
-    yield (
-        "Tokens per second",
-        chart("Tokens per second", with_trend(of("tokens/s", "tokens/per_second", colour=0)), y_range=(0.0, None)),
-        "",
-    )
+    if any(value_of(row, "tokens/per_second") > 0 for row in rows):
+        rate = of("tokens/s", "tokens/per_second", colour=0)
+        yield "Tokens per second", chart("Tokens per second", with_trend(rate), y_range=(0.0, None)), ""
+    else:  # nothing is sampled
+        trained = [_ratio(row, "tokens/trained", "time/total") for row in rows]
+        rate = Series("tokens/s", steps, trained, "line", 0)
+        yield "Tokens trained per second", chart("Tokens per second", with_trend(rate), y_range=(0.0, None)), ""
     groups = [
         *with_trend(of("filtered", "groups/filtered", colour=1)),
         *with_trend(of("failed", "groups/failed", colour=3)),
@@ -186,6 +189,22 @@ def _charts(record: RunRecord) -> Iterator[tuple[str, str, str]]:
         ("Tokens per answer", "env/all/ac_tokens_per_turn"),
     ):
         yield title, chart(title, with_trend(of(title, key, colour=0))), ""
+
+
+def _evaluated(evaluations: Sequence[Row], metric: str) -> list[Series]:
+    """A metric of each evaluation that has it, by the step it was taken after."""
+    names = dict.fromkeys(str(row.get("name")) for row in evaluations if metric in row["metrics"])
+    found = []
+    for position, name in enumerate(names):
+        rows = [row for row in evaluations if str(row.get("name")) == name and metric in row["metrics"]]
+        xs, ys = [value_of(row, "step") for row in rows], [value_of(row["metrics"], metric) for row in rows]
+        found.append(Series(f"evaluation '{name}'", xs, ys, "dots", 1 + position % 5))
+    return found
+
+
+def _ratio(row: Row, above: str, below: str) -> float:
+    divisor = value_of(row, below)
+    return value_of(row, above) / divisor if divisor > 0 else math.nan
 
 
 def _tags(rows: Sequence[Row]) -> list[str]:
