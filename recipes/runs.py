@@ -14,6 +14,7 @@ import attrs
 
 from recipes import cli
 from recipes.models import TINY, ModelConfig
+from recipes.run_models import find_run_model
 
 if TYPE_CHECKING:
     from actors import RunResult, RunSettings
@@ -59,7 +60,8 @@ class RunConfig(ModelConfig):
 def defaults(config: type[C], args: Sequence[str], *, by_model: Mapping[str, Any] | None = None) -> C:
     """What the flags start from: a resumed run's own configuration, or the class's defaults.
 
-    `by_model`: other defaults for every model but the tiny one, which speaks nothing yet and costs next to nothing.
+    `by_model`: other defaults for every model but the tiny one, which speaks nothing yet and costs next to nothing. A run that begins with another run's
+    weights takes over what those need.
     """
     given = _given(args)
     if "--resume" in args and "--run-dir" in given:
@@ -67,9 +69,11 @@ def defaults(config: type[C], args: Sequence[str], *, by_model: Mapping[str, Any
         if path.exists():
             return _read_config(path, config)
     model = given.get("--model", TINY)
-    if model == TINY or by_model is None:
-        return config()
-    return config(model=model, **by_model)
+    trained = find_run_model(model)
+    base, inherited = (model, {}) if trained is None else (trained.base()[0], {"model": model, **trained.inherited()})
+    if base == TINY or by_model is None:
+        return config(**inherited)
+    return config(**{"model": model, **by_model, **inherited})
 
 
 def _read_config(path: Path, config: type[C]) -> C:
@@ -96,7 +100,9 @@ def begin(config: RunConfig, recipe: str) -> Path:
 
     directory = config.run_dir or Path("runs") / f"{recipe}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
     with RunDirectory(directory, resume=config.resume) as opened:
-        opened.write_config(cli.unstructure(attrs.evolve(config, run_dir=directory, resume=False)))
+        trained = find_run_model(config.model)
+        model = config.model if trained is None or config.resume else trained.pinned()
+        opened.write_config(cli.unstructure(attrs.evolve(config, model=model, run_dir=directory, resume=False)))
     cli.report_errors_in(directory)
     return directory
 

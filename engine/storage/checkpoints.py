@@ -93,16 +93,7 @@ class CheckpointStore:
 
     def verify(self, checkpoint: StoredCheckpoint) -> None:
         """Checks every file against the manifest. Raises UnusableCheckpoint."""
-        try:
-            manifest = json.loads((checkpoint.path / MANIFEST).read_text(encoding="utf-8"))
-            for name, facts in manifest["files"].items():
-                path = checkpoint.path / name
-                if path.stat().st_size != facts["bytes"] or digest_of(path) != facts["sha256"]:
-                    raise UnusableCheckpoint(f"{checkpoint.path}: {name} is damaged")
-        except FileNotFoundError as error:
-            raise UnusableCheckpoint(f"{checkpoint.path}: {Path(error.filename).name} is missing") from None
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise UnusableCheckpoint(f"{checkpoint.path}: its manifest cannot be read ({error})") from None
+        verify(checkpoint)
 
     def sweep(self) -> None:
         """Removes halves of checkpoints that a crash left, and whole ones that a rewind dropped from checkpoints.jsonl."""
@@ -143,6 +134,20 @@ def list_checkpoints(run: Path) -> list[StoredCheckpoint]:
         raise RunDirectoryError(f"{run} {what}: the directory of a run that has saved one is wanted")
     found = {row["step"]: run / row["path"] for row in read_lines(run / CHECKPOINTS)}
     return [StoredCheckpoint(step, path) for step, path in sorted(found.items()) if path.exists()]
+
+
+def verify(checkpoint: StoredCheckpoint) -> None:
+    """Checks every file against the manifest. Raises UnusableCheckpoint."""
+    try:
+        manifest = json.loads((checkpoint.path / MANIFEST).read_text(encoding="utf-8"))
+        for name, facts in manifest["files"].items():
+            path = checkpoint.path / name
+            if path.stat().st_size != facts["bytes"] or digest_of(path) != facts["sha256"]:
+                raise UnusableCheckpoint(f"{checkpoint.path}: {name} is damaged")
+    except FileNotFoundError as error:
+        raise UnusableCheckpoint(f"{checkpoint.path}: {Path(error.filename).name} is missing") from None
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise UnusableCheckpoint(f"{checkpoint.path}: its manifest cannot be read ({error})") from None
 
 
 def best_of(run: Path) -> Best | None:

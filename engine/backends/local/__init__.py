@@ -16,12 +16,13 @@ import anyio
 import anyio.to_thread
 
 from engine.backends.errors import BackendError
+from engine.backends.local.export import Exported, export
 from engine.backends.local.models import require_torch, tiny_llama
 
 if TYPE_CHECKING:
     from engine.backends.local.backend import LocalBackend
 
-__all__ = ["open", "tiny_llama"]
+__all__ = ["Exported", "export", "open", "tiny_llama"]
 
 
 @asynccontextmanager

@@ -34,6 +34,38 @@ class Assembly:
     vocab_size: int
     forward: str
     """Which forward pass is used, "llama" or "generic", and why."""
+    details: Mapping[str, Any]
+    """What a saved state says of its model, so that it can be exported: LoRA rank and alpha, dtype."""
+
+
+@attrs.frozen(eq=False)
+class Prepared:
+    """A module with its adapters, where it has any, and its parameters by canonical name."""
+
+    module: Any
+    names: Mapping[str, str]
+    """The module's own name of each parameter."""
+    trained: Mapping[str, Tensor]
+    fixed: Mapping[str, Tensor]
+    mark: str
+    """By which saved states know the model."""
+
+
+def prepare(module: Any, *, lora_rank: int | None, lora_alpha: float, seed: int) -> Prepared:
+    """Puts adapters on `module`, which it takes over, where a rank says so."""
+    model_type = module.config.model_type
+    if lora_rank is not None:
+        module = _with_adapters(module, lora_rank, lora_alpha, seed)
+    names = {canonical(name): name for name, _ in module.named_parameters()}
+    parameters = {canonical(name): parameter for name, parameter in module.named_parameters()}
+    trained = {name: tensor.detach() for name, tensor in parameters.items() if lora_rank is None or ".lora_" in name}
+    fixed = {name: tensor.detach() for name, tensor in parameters.items() if name not in trained}
+    mark = model_mark(
+        {name: tuple(tensor.shape) for name, tensor in trained.items()},
+        {"type": model_type, "lora_alpha": lora_alpha if lora_rank is not None else None},
+        torch.cat([tensor.flatten()[:: max(1, tensor.numel() // 64)] for tensor in fixed.values()]) if fixed else None,
+    )
+    return Prepared(module, names, trained, fixed, mark)
 
 
 def assemble(
@@ -44,23 +76,19 @@ def assemble(
     dtype = module.dtype
     module.eval().to(device)
     inner = module.model.rotary_emb if _llama_reason(module) is None else None
-    if lora_rank is not None:
-        module = _with_adapters(module, lora_rank, lora_alpha, seed)
-    names = {canonical(name): name for name, _ in module.named_parameters()}
-    parameters = {canonical(name): parameter for name, parameter in module.named_parameters()}
-    trained = {name: tensor.detach() for name, tensor in parameters.items() if lora_rank is None or ".lora_" in name}
-    fixed = {name: tensor.detach() for name, tensor in parameters.items() if name not in trained}
+    prepared = prepare(module, lora_rank=lora_rank, lora_alpha=lora_alpha, seed=seed)
+    module, names, trained, fixed = prepared.module, prepared.names, prepared.trained, prepared.fixed
+    parameters = {**trained, **fixed}
     text = config.get_text_config()
     rest: dict[str, Any] = {
-        "mark": model_mark(
-            {name: tuple(tensor.shape) for name, tensor in trained.items()},
-            {"type": config.model_type, "lora_alpha": lora_alpha if lora_rank is not None else None},
-            torch.cat([tensor.flatten()[:: max(1, tensor.numel() // 64)] for tensor in fixed.values()])
-            if fixed
-            else None,
-        ),
+        "mark": prepared.mark,
         "max_context": getattr(text, "max_position_embeddings", None),
         "vocab_size": text.vocab_size,
+        "details": {
+            "lora_rank": lora_rank,
+            "lora_alpha": lora_alpha if lora_rank is not None else None,
+            "dtype": str(dtype).removeprefix("torch."),
+        },
     }
     reason = _llama_reason(_base(module)) if fast else "switched off"
     if reason is None and inner is not None:

@@ -194,7 +194,7 @@ class LocalBackend:
             moments = {f"mean/{name}": view for name, view in named(state.mean_P).items()}
             moments |= {f"square/{name}": view for name, view in named(state.square_P).items()}
             files = {"weights": named(state.weights_P), "optimizer": moments}
-            details = {"optimizer_steps": state.steps}
+            details = {**self._assembly.details, "optimizer_steps": state.steps}
             write(directory, "training state", self._assembly.mark, self._trainer.version, details, files)
 
         return self._queue.submit(save)
@@ -307,10 +307,9 @@ class LocalBackend:
         weights_P = snapshot.weights_P if isinstance(snapshot, LocalSnapshot) else None
         if weights_P is None:
             raise BackendError("this snapshot was released")
-        layout, mark, version = self._trainer.trainable.layout, self._assembly.mark, snapshot.version
-        return self._queue.submit(
-            lambda: write(directory, "snapshot", mark, version, {}, {"weights": layout.named(weights_P)})
-        )
+        layout, assembly, version = self._trainer.trainable.layout, self._assembly, snapshot.version
+        files = {"weights": layout.named(weights_P)}
+        return self._queue.submit(lambda: write(directory, "snapshot", assembly.mark, version, assembly.details, files))
 
     def load_snapshot(self, directory: Path) -> Job[Snapshot]:
         """Submits the restoring of what `save_snapshot` wrote. Raises UnusableState where it cannot be used."""

@@ -10,6 +10,8 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from engine.backends.local.tokenizer import LocalTokenizer
 
+DTYPES = ("float32", "bfloat16")
 _NEEDED = ("torch", "transformers", "peft", "safetensors")
 
 
@@ -75,7 +78,7 @@ def tiny_llama(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    with _in_one_piece(Path(directory)) as partial:
+    with in_one_piece(Path(directory)) as partial:
         quiet_transformers()
         model.save_pretrained(partial)
         tokenizer.save(str(partial / "tokenizer.json"))
@@ -85,7 +88,7 @@ def tiny_llama(
     return Path(directory)
 
 
-class _in_one_piece:  # noqa: N801 - reads as a verb in a with statement
+class in_one_piece:  # noqa: N801 - reads as a verb in a with statement
     """A new directory beside `target` that takes its place when the block has succeeded, and vanishes when it has not."""
 
     def __init__(self, target: Path) -> None:
@@ -133,7 +136,7 @@ def smollm2() -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     quiet_transformers()
-    with _in_one_piece(target) as partial:
+    with in_one_piece(target) as partial:
         model = AutoModelForCausalLM.from_pretrained(
             source, gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
         )
@@ -147,12 +150,18 @@ def smollm2() -> Path:
 
 def load(model: str | Path, dtype: str) -> tuple[PreTrainedModel, LocalTokenizer]:
     """The model, on the CPU, and its tokenizer. Raises BackendError with one line where there is none of that name."""
+    with _one_line(model):
+        module, source = load_module(model, dtype)
+        return module, _load_tokenizer(source)
+
+
+def load_module(model: str | Path, dtype: str) -> tuple[PreTrainedModel, str | Path]:
+    """The model, on the CPU, and the directory or name that it was loaded from. Raises BackendError as `load` does."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if dtype not in kinds:
-        raise BackendError(f"dtype {dtype!r} is not one of {', '.join(kinds)}")
+    if dtype not in DTYPES:
+        raise BackendError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     quiet_transformers()
     source = smollm2() if model == "smollm2" else model
     if not Path(source).exists() and (
@@ -161,9 +170,15 @@ def load(model: str | Path, dtype: str) -> tuple[PreTrainedModel, LocalTokenizer
         raise BackendError(f"no model {str(model)!r}: there is no such directory")
     if Path(source).is_dir() and not (Path(source) / "config.json").exists():
         raise BackendError(f"{source} is a directory without a config.json, so it holds no Hugging Face model")
+    with _one_line(model):
+        module: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype))
+        return module, source
+
+
+@contextmanager
+def _one_line(model: str | Path) -> Iterator[None]:
     try:
-        module: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, dtype=kinds[dtype])
-        return module, _load_tokenizer(source)
+        yield
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise BackendError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ _MANIFEST = "manifest.json"
 class Saved:
     """What a directory holds."""
 
+    model: str
+    """The mark of its model."""
     version: int
     details: Mapping[str, Any]
     files: Mapping[str, Mapping[str, Tensor]]
@@ -65,22 +67,31 @@ def write(
 
 def read(directory: Path, kind: str, model: str) -> Saved:
     """What `write` wrote. Raises UnusableState, saying why, where it cannot be used."""
+    saved = read_any(directory, (kind,))
+    if saved.model != model:
+        raise UnusableState(
+            f"{directory} is of another model or other adapters (it says {saved.model}, this is {model})"
+        )
+    return saved
+
+
+def read_any(directory: Path, kinds: Sequence[str]) -> Saved:
+    """What `write` wrote, whatever its model. Raises UnusableState, saying why, where it cannot be used."""
     path = directory / _MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         found = (manifest["format"], manifest["kind"])
         version, details, entries, of_model = (manifest[key] for key in ("version", "details", "files", "model"))
     except FileNotFoundError:
-        raise UnusableState(f"{directory} holds no {kind}: {_MANIFEST} is missing") from None
+        raise UnusableState(f"{directory} holds no {' or '.join(kinds)}: {_MANIFEST} is missing") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UnusableState(f"{path} cannot be read: {error!r}") from error
-    if found != (_FORMAT, kind):
+    if found[0] != _FORMAT or found[1] not in kinds:
         raise UnusableState(
-            f"{directory} holds a {found[1]} of format {found[0]}; wanted is a {kind} of format {_FORMAT}"
+            f"{directory} holds a {found[1]} of format {found[0]}; wanted is a {' or '.join(kinds)} of format {_FORMAT}"
         )
-    if of_model != model:
-        raise UnusableState(f"{directory} is of another model or other adapters (it says {of_model}, this is {model})")
     return Saved(
+        of_model,
         version,
         details,
         {name.removesuffix(".safetensors"): _load(directory / name, entry) for name, entry in entries.items()},
