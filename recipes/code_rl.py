@@ -34,6 +34,7 @@ from recipes.ports import DEFAULT, Ports
 
 if TYPE_CHECKING:
     from actors import RLSettings, RunResult, StopRequest
+    from envs.code.grading import CodeGrader
     from envs.code.problem import CodeProblems
 
 _positive = attrs.validators.ge(1)
@@ -115,18 +116,16 @@ FOR_REAL_MODELS: dict[str, Any] = {
 async def run(config: Config, ports: Ports = DEFAULT) -> RunResult | None:
     """Runs the recipe. None when it was asked to stop before the reinforcement learning began."""
     from actors import StopRequest
+    from envs.code.grading import CodeGrader
 
-    train, held_out = await anyio.to_thread.run_sync(
-        _problems, config, ports
-    )  # what cannot be read is said before a model is made
-    sandbox = ports.open_sandbox(config.sandbox)
-    directory = runs.begin(config, "code_rl")
+    # What cannot be read, and what cannot be isolated, is said before a directory or a model is made.
+    problems = await anyio.to_thread.run_sync(_problems, config, ports)
     stop = StopRequest()
-    async with cli.stop_on_interrupt(stop), sandbox, _open(config, directory, ports, stop) as opened:
-        from envs.code.grading import CodeGrader
-
-        grader = CodeGrader(sandbox, config.grading)
-        result = None if stop.requested else await _train(config, directory, opened, grader, (train, held_out), stop)
+    async with cli.stop_on_interrupt(stop), ports.open_sandbox(config.sandbox) as sandbox:
+        directory = runs.begin(config, "code_rl")
+        async with _open(config, directory, ports, stop) as opened:
+            grader = CodeGrader(sandbox, config.grading)
+            result = None if stop.requested else await _train(config, directory, opened, grader, problems, stop)
     runs.tell(directory, result, "recipes.code_rl")
     return result
 
@@ -182,7 +181,7 @@ async def _train(
     config: Config,
     directory: Path,
     opened: OpenedModel,
-    grader: Any,
+    grader: CodeGrader,
     problems: tuple[CodeProblems, CodeProblems],
     stop: StopRequest,
 ) -> RunResult:

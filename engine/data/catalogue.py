@@ -7,7 +7,7 @@ from typing import Literal
 
 import attrs
 
-Kind = Literal["conversations", "problems", "comparisons"]
+Kind = Literal["conversations", "problems", "comparisons", "programs"]
 
 
 @attrs.frozen
@@ -51,6 +51,17 @@ _SETS = (
         "comparisons",
         "HuggingFaceH4/ultrafeedback_binarized",
         splits={"train": "train_prefs", "test": "test_prefs"},
+    ),
+    KnownSet("humaneval", "programs", "openai/openai_humaneval", splits={"train": "test"}),
+    KnownSet("mbpp", "programs", "google-research-datasets/mbpp", ("full",)),
+    KnownSet("mbpp_sanitized", "programs", "google-research-datasets/mbpp", ("sanitized",)),
+    KnownSet("livecodebench", "programs", "lighteval/code_generation_lite", splits={"train": "test"}),
+    KnownSet(
+        "deepcoder",
+        "programs",
+        "agentica-org/DeepCoder-Preview-Dataset",
+        ("primeintellect", "taco", "lcbv5"),
+        has_test=False,
     ),
 )
 
