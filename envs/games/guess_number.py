@@ -188,13 +188,14 @@ def best_play(rules: GuessRules) -> int:
     return min(rules.high - rules.low + 1, (1 << rules.guesses) - 1)
 
 
-def example_game(rules: GuessRules, rng: random.Random, *, heeds: float) -> list[tuple[str, str]]:
-    """A game as (what was said, what was guessed), by a player who heeds the hints so far at a share `heeds` of the turns, and else guesses any number."""
+def example_game(rules: GuessRules, rng: random.Random, *, knows: float) -> list[tuple[str, str]]:
+    """A game as (what was said, what was guessed). At a share `knows` of the games the player halves what is left; in the others it guesses any number."""
     number = rng.randint(rules.low, rules.high)
+    halves = rng.random() < knows
     low, high = rules.low, rules.high
     said, turns = rules.question(), []
     for _ in range(rules.guesses):
-        guess = rng.randint(low, high) if rng.random() < heeds else rng.randint(rules.low, rules.high)
+        guess = (low + high) // 2 if halves else rng.randint(rules.low, rules.high)
         turns.append((said, str(guess)))
         if guess == number:
             break

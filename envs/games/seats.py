@@ -76,7 +76,7 @@ class Seat:
         refused = self.match.game.refused(self.seat)
         illegal = self.match.illegal[self.seat] - before + refused - self._refused
         self._refused = refused
-        reward = -self.match.rules.illegal_penalty * illegal
+        reward = 0.0 - self.match.rules.illegal_penalty * illegal
         metrics = {"illegal": float(illegal)}
         if news is not None:
             return Step(reward, self._ask_again(self._dialogue, news, refused=bool(refusal)), metrics, logs)

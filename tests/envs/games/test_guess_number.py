@@ -126,21 +126,20 @@ def test_problems_follow_from_seed_and_index() -> None:
 
 
 def test_example_games_are_games() -> None:
-    rules = GuessRules(1, 9, 4)
+    rules = GuessRules(1, 15, 4)
     found: dict[float, float] = {}
-    for heeds in (0.0, 1.0):
+    for knows in (0.0, 1.0):
         rng = random.Random(1)
         wins = 0
         for _ in range(400):
-            turns = example_game(rules, rng, heeds=heeds)
+            turns = example_game(rules, rng, knows=knows)
             assert 1 <= len(turns) <= 4
             assert turns[0][0] == rules.question()
             assert {said for said, _ in turns[1:]} <= {"higher", "lower"}
             wins += len(turns) < 4
-        found[heeds] = wins / 400
-    # Ignoring the hints finds it in three of four guesses by luck, (8/9)^3; heeding them does much better.
-    assert found[0.0] == pytest.approx(1 - (8 / 9) ** 3, abs=0.07)
-    assert found[1.0] > 0.6
+        found[knows] = wins / 400
+    assert found[0.0] == pytest.approx(1 - (14 / 15) ** 3, abs=0.06)  # in three guesses, by luck
+    assert found[1.0] == pytest.approx(7 / 15, abs=0.06)  # those that halving finds in three
     messages: list[Any] = conversation(turns)
     assert [message.role for message in messages[:2]] == ["user", "assistant"]
 

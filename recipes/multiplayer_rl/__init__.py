@@ -1,0 +1,1 @@
+"""Reinforcement learning in games: alone with hints, with a model that answers, against oneself and against others."""
