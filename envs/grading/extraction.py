@@ -7,7 +7,7 @@ r"""Where in a text the answer stands.
 5. the last formula between dollars or `\( \)`, `\[ \]`
 6. the last number
 
-Linear in the length of the text, of which only the end is looked at (`LONGEST`).
+Linear in the length of the text, of which only the end is looked at.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from typing import Literal
 import attrs
 
 LONGEST = 20_000
-"""Characters from the end that are looked at: an answer comes last."""
+"""Characters from the end in which a box or #### is looked for: an answer comes last."""
+TAIL = 4_000
+"""Characters from the end in which anything else is looked for."""
 MOST_TRIES = 40
 """Boxes that never close, or that are none, before the search for one is given up."""
 SHORT = 240
@@ -62,8 +64,9 @@ def extract(text: str) -> Found | None:
         pass
     if thought is not None:
         text = text[thought.end() :]
+    tail = text if len(text) <= TAIL else text[-TAIL:]
     for rule in (_boxed, _marked, _announced, _whole, _formula, _number):
-        found = rule(text)
+        found = rule(text if rule in (_boxed, _marked) else tail)
         if found is not None and found.text.strip():
             return found
     return None

@@ -89,17 +89,14 @@ def hopeless(text: str) -> str | None:
 
 
 def _decide(references: list[Reading], answers: list[Reading], steps: int, confirm: Confirm | None) -> Decision:
-    first: Decision | None = None
+    """Any of the readings will do."""
+    found: list[Decision] = []
     for reference in references:
         for answer in answers:
-            found = _one(reference, answer, Fuel(steps, confirm))
-            if found.verdict:
-                return found
-            first = first or found
-    assert first is not None  # noqa: S101  (both lists have an item)
-    if len(references) * len(answers) > 1 and first.verdict is False:
-        return Decision(None, first.reason, False)
-    return first
+            found.append(_one(reference, answer, Fuel(steps, confirm)))
+            if found[-1].verdict:
+                return found[-1]
+    return next((decision for decision in found if decision.verdict is None), found[0])
 
 
 def _one(reference: Reading, answer: Reading, fuel: Fuel) -> Decision:

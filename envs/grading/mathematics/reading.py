@@ -96,7 +96,9 @@ def read_without_commas(text: str) -> Reading | None:
         tokens = lex(text, commas=False)
         if tokens == lex(text):
             return None
-        return Reading(Reader(tokens).everything(), doubtful=True)
+        reader = Reader(tokens)
+        tree = reader.everything()
+        return Reading(tree, reader.doubtful)
     except Unreadable:
         return None
 
