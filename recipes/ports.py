@@ -14,11 +14,13 @@ import attrs
 
 from engine.data import LoadRows, load_rows
 from recipes.models import MakeTiny, ModelConfig, OpenedModel, open_completer, open_model
+from recipes.retrieval import RetrievalConfig, open_embedder, open_store
 
 if TYPE_CHECKING:
     from engine.completion import Completer
     from envs.code.opening import SandboxConfig
     from envs.sandbox import Sandbox
+    from engine.retrieval import Embedder, VectorStore
 
 
 class OpenModel(Protocol):
@@ -50,6 +52,18 @@ def open_sandbox(config: SandboxConfig, /) -> Sandbox:
     return make_sandbox(config)
 
 
+class OpenEmbedder(Protocol):
+    """See `recipes.retrieval.open_embedder`."""
+
+    def __call__(self, config: RetrievalConfig) -> AbstractAsyncContextManager[Embedder]: ...
+
+
+class OpenStore(Protocol):
+    """See `recipes.retrieval.open_store`."""
+
+    def __call__(self, config: RetrievalConfig) -> AbstractAsyncContextManager[VectorStore]: ...
+
+
 @attrs.frozen
 class Ports:
     """The outside of a recipe."""
@@ -62,6 +76,10 @@ class Ports:
     """Loads data sets: from the Hugging Face hub, and from local files."""
     open_sandbox: OpenSandbox = open_sandbox
     """Runs what models write: on this machine, or on a server."""
+    open_embedder: OpenEmbedder = open_embedder
+    """Opens what makes vectors of texts, for search."""
+    open_store: OpenStore = open_store
+    """Opens what keeps those vectors and finds the nearest."""
 
 
 DEFAULT = Ports()

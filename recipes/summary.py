@@ -64,6 +64,50 @@ def _short(text: object, width: int = WIDTH) -> str:
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
+# ---- episodes with tools
+
+CALLS = ("env/all/tool_calls", "env/all/tool_errors", "env/all/correct")
+
+
+def tools_learnt(directory: Path) -> list[str]:
+    """The lines of a run with tools: as `learnt`, how often tools were called and in vain, and one whole episode."""
+    record = read_run(directory)
+    rows = [row for row in record.rows if all(row.get(name) is not None for name in CALLS)]
+    if not rows:
+        return []
+    few = min(STEPS, max(1, len(rows) // 2))
+    first, last = _means(rows[:few]), _means(rows[-few:])
+    reward, *rest = learnt(record)
+    lines = [
+        reward,
+        f"right     {first[2]:.3f} over the first {few} steps, {last[2]:.3f} over the last {few}",
+        f"tools     {first[0]:.2f} calls an episode, {first[1]:.2f} of them in vain, over the first {few} steps; {last[0]:.2f} and {last[1]:.2f} over the last {few}",
+        *rest,
+    ]
+    return [*lines, *_episode(record.last_samples)]
+
+
+def _means(rows: Sequence[Row]) -> list[float]:
+    return [fmean(float(row[name]) for row in rows) for name in CALLS]
+
+
+def _episode(samples: Sequence[Row]) -> Iterator[str]:
+    """The turns of the first episode in which a tool was called."""
+    for sample in samples:
+        turns: Sequence[Row] = sample.get("turns") or ()
+        if any(turn.get("calls") for turn in turns):
+            yield ""
+            yield f"an episode: {_short(turns[0].get('question'), 80)}"
+            for turn in turns:
+                for call in turn.get("calls") or ():
+                    arguments = ", ".join(f"{name}={value!r}" for name, value in (call.get("arguments") or {}).items())
+                    made = f"{call['name']}({arguments})" if "name" in call else str(call.get("unparsed"))
+                    yield f"  calls   {_short(made, 80)}   {_short(call.get('result', call.get('error')), 60)}"
+                if turn.get("answer"):
+                    yield f"  says    {_short(turn['answer'], 80)}"
+            return
+
+
 # ---- supervised runs
 
 

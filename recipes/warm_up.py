@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from actors import BatchDataset, StopRequest
 
 
+BATCH = 64
+"""Conversations in a step."""
+
+
 @attrs.frozen
 class WorkedConversations:
     """Batches of conversations made on the spot. The same position gives the same batch."""
@@ -32,7 +36,7 @@ class WorkedConversations:
     conversation: Callable[[int], Sequence[Message]]
     """Number `n` of an endless stream, a pure function of it."""
     steps: int
-    batch_size: int = 64
+    batch_size: int = BATCH
     tools: Sequence[ToolSpec] = ()
 
     def __len__(self) -> int:

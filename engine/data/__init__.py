@@ -17,6 +17,7 @@ from engine.data.loading import LoadRows, load_rows
 from engine.data.pairs import PairTooLong, ToPairs, held_out_pairs, pair_batches, pair_datums
 from engine.data.problems import Problem, last_boxed, problem_of, read_problems
 from engine.data.prompts import Prompt, prompt_of, read_prompts
+from engine.data.questions import Passage, Question, passage_of, question_of, read_passages, read_questions
 from engine.data.rows import Row, Rows, Table, rows_of
 from engine.data.supervised import HeldOut, SupervisedBatches, ToDatums, held_out_set
 
@@ -32,8 +33,10 @@ __all__ = [
     "LoadRows",
     "OnBadRow",
     "PairTooLong",
+    "Passage",
     "Problem",
     "Prompt",
+    "Question",
     "Row",
     "Rows",
     "Skipped",
@@ -51,11 +54,15 @@ __all__ = [
     "load_rows",
     "pair_batches",
     "pair_datums",
+    "passage_of",
     "problem_of",
     "prompt_of",
+    "question_of",
     "read_comparisons",
     "read_conversations",
+    "read_passages",
     "read_problems",
     "read_prompts",
+    "read_questions",
     "rows_of",
 ]

@@ -7,7 +7,7 @@ from typing import Literal
 
 import attrs
 
-Kind = Literal["conversations", "problems", "comparisons", "programs"]
+Kind = Literal["conversations", "problems", "comparisons", "programs", "questions"]
 
 
 @attrs.frozen
@@ -63,6 +63,14 @@ _SETS = (
         ("primeintellect", "taco", "lcbv5"),
         has_test=False,
     ),
+    KnownSet("hotpotqa", "questions", "hotpotqa/hotpot_qa", ("distractor",), splits={"test": "validation"}),
+    KnownSet("2wikimultihopqa", "questions", "corag/multihopqa", ("2wikimultihopqa",), splits={"test": "validation"}),
+    KnownSet("musique", "questions", "corag/multihopqa", ("musique",), splits={"test": "validation"}),
+    KnownSet("bamboogle", "questions", "corag/multihopqa", ("bamboogle",), splits={"train": "test"}),
+    KnownSet("nq", "questions", "google-research-datasets/nq_open", splits={"test": "validation"}),
+    KnownSet("triviaqa", "questions", "mandarjoshi/trivia_qa", ("rc.nocontext",), splits={"test": "validation"}),
+    KnownSet("popqa", "questions", "akariasai/PopQA", splits={"train": "test"}),
+    KnownSet("nq_hotpotqa", "questions", "PeterJinGo/nq_hotpotqa_train"),
 )
 
 KNOWN_SETS: Mapping[str, KnownSet] = {known.name: known for known in _SETS}

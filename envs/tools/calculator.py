@@ -40,6 +40,16 @@ def calculate(left: int, operation: Operation, right: int) -> int:
     return Problem(operation, left, right).answer
 
 
+TOOLBOX = Toolbox([calculate])
+"""Without a state of its own, so one serves all episodes."""
+
+
+def asked(problem: Problem, instruction: str | None = None) -> list[Message]:
+    """How a problem is asked. `instruction`: a system message before it."""
+    before = [] if instruction is None else [system(instruction)]
+    return [*before, user(WORDING.format(problem))]
+
+
 @attrs.frozen
 class CalculatorGroups:
     """A dataset of groups: problem `index`, attempted by `group_size` members with a calculator each."""
@@ -54,7 +64,6 @@ class CalculatorGroups:
     rewards: ToolRewards = attrs.field(factory=ToolRewards)
     instruction: str | None = None
     """A system message; None: there is none beside what the model's family says of tools."""
-    _toolbox: Toolbox = attrs.field(init=False, factory=lambda: Toolbox([calculate]), eq=False, repr=False)
 
     def __len__(self) -> int:
         return self.count
@@ -72,18 +81,13 @@ class CalculatorGroups:
 
         return ToolEnv(
             self.renderer,
-            self.messages(problem),
-            self._toolbox,
+            asked(problem, self.instruction),
+            TOOLBOX,
             grade,
             limits=self.limits,
             rewards=self.rewards,
             reference=str(problem.answer),
         )
-
-    def messages(self, problem: Problem) -> list[Message]:
-        """How a problem is asked."""
-        before = [] if self.instruction is None else [system(self.instruction)]
-        return [*before, user(WORDING.format(problem))]
 
 
 def groups(

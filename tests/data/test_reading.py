@@ -23,6 +23,7 @@ from engine.data import (
     read_conversations,
     read_problems,
     read_prompts,
+    read_questions,
     rows_of,
 )
 from engine.rendering import Message, assistant, system, user
@@ -32,6 +33,7 @@ READERS: dict[str, Any] = {
     "conversations": read_conversations,
     "problems": read_problems,
     "comparisons": read_comparisons,
+    "questions": read_questions,
 }
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import sys
 import threading
 import time
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import anyio
@@ -30,9 +28,7 @@ from envs.tools import (
     tool,
     tools_of,
 )
-
-sys.path.insert(0, str(Path(__file__).parent))
-import worker_tools
+from tests.envs.tools import worker_tools
 
 TIMELESS = CallBudget(seconds=None)
 """For tools in threads beside a virtual clock, to which a thread looks idle."""
