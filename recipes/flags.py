@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
+import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -88,14 +89,11 @@ def _one_line(box: str, kind: type, args: Sequence[str]) -> str:
 
 def _complaint(box: str) -> str:
     """What stands in the box before its first rule or empty line, as one line."""
-    found = []
-    for line in box.splitlines():
-        if line.startswith("╭"):
-            continue
-        text = line.strip("│╰╯─ ")
-        if not text:
-            break
-        found.append(text)
+    lines = [line.strip("│╰╯─ ") for line in box.splitlines() if not line.startswith("╭")]
+    if "╭" not in box:  # a terminal without letters for boxes: a title, and rules of dashes
+        rules = [number for number, line in enumerate(lines) if line and not line.strip("-")]
+        lines = [line if line.strip("-") else "" for line in lines[rules[0] + 1 if rules else 0 :]]
+    found = itertools.takewhile(bool, lines)
     return " ".join(found)
 
 

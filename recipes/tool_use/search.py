@@ -15,6 +15,7 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -141,11 +142,10 @@ def load_task(config: Config, load: LoadRows) -> Task:
     made = rows_of(
         [{"question": each.question.text, "answers": list(each.question.answers)} for each in world.people], "invented"
     )
-    rows, held_out = load_split(config, load, made)
+    questions, held_out = load_split(config, load, made, partial(read_questions, on_bad_row=config.on_bad_row))
     if held_out is None:
         raise DataError("--held-out 0 leaves no question to evaluate on")
-    questions = read_questions(rows, on_bad_row=config.on_bad_row)
-    fixed = read_questions(held_out, on_bad_row=config.on_bad_row).take(config.evaluation_problems)
+    fixed = held_out.take(config.evaluation_problems)
     if config.corpus is not None:
         passages = [*read_passages(load(config.corpus, limit=config.corpus_limit), on_bad_row=config.on_bad_row)]
         return Task(questions, fixed, passages, config.corpus)
@@ -155,8 +155,8 @@ def load_task(config: Config, load: LoadRows) -> Task:
         (each.title, each.text): each for some in (questions, fixed) for question in some for each in question.passages
     }
     if not found:
-        raise DataError(f"{rows.name}: its questions bring no passages with them: --corpus says what is searched")
-    return Task(questions, fixed, [*found.values()][: config.corpus_limit], f"{rows.name}, its own")
+        raise DataError(f"{questions.name}: its questions bring no passages with them: --corpus says what is searched")
+    return Task(questions, fixed, [*found.values()][: config.corpus_limit], f"{questions.name}, its own")
 
 
 def _groups(config: Config, opened: OpenedModel, questions: Examples[Question], toolbox: Toolbox) -> SearchGroups:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -72,6 +73,23 @@ class TestFlags:
         ],
     )
     def test_what_is_wrong_is_said_in_one_line(self, words: str, message: str) -> None:
+        with pytest.raises(WrongFlags) as caught:
+            parse(Config, words.split(), "example")
+        assert str(caught.value) == message
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            ("--steps abc", "--steps: must be a whole number, not 'abc'"),
+            ("--schedule.minibatches 3", "--schedule.minibatches: must divide --schedule.groups-per-step (8)"),
+            ("--stpes 3", "--stpes: there is no such flag; did you mean --steps?"),
+            ("--schedule.bound x", "--schedule.bound: must be one of hard, soft, not 'x'"),
+        ],
+    )
+    def test_and_so_it_is_where_a_box_cannot_be_drawn(
+        self, words: str, message: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
         with pytest.raises(WrongFlags) as caught:
             parse(Config, words.split(), "example")
         assert str(caught.value) == message
