@@ -18,9 +18,9 @@ from recipes.retrieval import RetrievalConfig, open_embedder, open_store
 
 if TYPE_CHECKING:
     from engine.completion import Completer
+    from engine.retrieval import Embedder, VectorStore
     from envs.code.opening import SandboxConfig
     from envs.sandbox import Sandbox
-    from engine.retrieval import Embedder, VectorStore
 
 
 class OpenModel(Protocol):

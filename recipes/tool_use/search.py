@@ -106,7 +106,7 @@ async def run(config: Config, ports: Ports = DEFAULT) -> RunResult | None:
     async with ports.open_embedder(config.retrieval) as embedder, ports.open_store(config.retrieval) as store:
         index = SearchIndex(embedder, store)
         await fill(config.retrieval, index, task.passages, task.corpus)
-        print(f"search: {await store.count()} passages of {task.corpus}")
+        runs.say(f"search: {await store.count()} passages of {task.corpus}")
         toolbox = Toolbox([search_tool(index, top_k=config.top_k, passage_characters=config.passage_characters)])
         async with (
             cli.stop_on_interrupt(stop),
