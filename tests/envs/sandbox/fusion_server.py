@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -46,21 +48,32 @@ def run_code(body: dict[str, Any]) -> dict[str, Any]:
                 stdout=out,
                 stderr=err,
                 preexec_fn=restrict,  # noqa: PLW1509
+                start_new_session=True,
             )
             result: dict[str, Any] = {"status": "Finished", "return_code": None}
             try:
                 process.communicate(body["stdin"].encode(), timeout=body["run_timeout"])
                 result["return_code"] = process.returncode
             except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
                 result["status"] = "TimeLimitExceeded"
+            finally:
+                end_all(process, directory)
             for name, file in (("stdout", out), ("stderr", err)):
                 file.seek(0)
                 result[name] = file.read(1 << 20).decode("utf-8", "replace")
             result["execution_time"] = time.monotonic() - began
     status = "Success" if result["return_code"] == 0 else "Failed"
     return {"status": status, "message": "", "compile_result": None, "run_result": result, "files": {}}
+
+
+def end_all(process: subprocess.Popen[bytes], directory: str) -> None:
+    """Ends the program, and whatever it started: what works in its directory, sessions of their own included."""
+    process.kill()
+    process.wait()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if (entry / "cwd").readlink().is_relative_to(directory):
+                os.kill(int(entry.name), signal.SIGKILL)
 
 
 @contextmanager
