@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import anyio.lowlevel
 import attrs
 
 from envs.code.problem import AssertionTest, CallTest, CodeProblem, OutputTest, Test
@@ -29,6 +30,8 @@ Outcome = Literal["passed", "wrong", "raised", "timed_out", "died", "malformed",
 OUTCOMES: tuple[Outcome, ...] = ("passed", "wrong", "raised", "timed_out", "died", "malformed", "not_run")
 
 _positive: Any = attrs.validators.gt(0)
+PAUSE_EVERY = 1 << 20
+"""Bytes of tests written without letting others have their turn."""
 MARGIN = 3.0
 """Seconds beyond the budget for the judging itself."""
 
@@ -114,13 +117,12 @@ class CodeGrader:
         task = {
             "nonce": nonce,
             "source": solution,
-            "tests": [_as_json(test) for test in tests],
             "seconds": problem.seconds or settings.seconds,
             "budget": settings.budget,
             "tolerance": problem.tolerance,
             "stop_early": not settings.partial_credit,
         }
-        stdin = json.dumps(task)
+        stdin = f'{json.dumps(task)[:-1]}, "tests": [{await _written(tests)}]}}'
         request = RunRequest(
             code="from judging import referee\nreferee.main()\n",
             stdin=stdin,
@@ -146,6 +148,18 @@ class CodeGrader:
 def judging_files() -> Mapping[str, str]:
     """The judging package's files, as a run's."""
     return {f"judging/{path.name}": path.read_text(encoding="utf-8") for path in sorted(JUDGING.glob("*.py"))}
+
+
+async def _written(tests: Sequence[Test]) -> str:
+    """The tests as JSON, one after another; some sets have megabytes of them, and the event loop has others to serve."""
+    parts, size = [], 0
+    for test in tests:
+        parts.append(json.dumps(_as_json(test)))
+        size += len(parts[-1])
+        if size > PAUSE_EVERY:
+            size = 0
+            await anyio.lowlevel.checkpoint()
+    return ", ".join(parts)
 
 
 def _as_json(test: Test) -> dict[str, Any]:

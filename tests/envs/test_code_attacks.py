@@ -24,7 +24,7 @@ from tests.envs.sandbox.leftovers import here, none_beside
 
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(sys.platform != "linux", reason="the local sandbox needs Linux")]
 EXPECTED = MARK + "483921"
-SETTINGS = GradingSettings(seconds=0.4, budget=8.0, memory=192, processes=8, partial_credit=True)
+SETTINGS = GradingSettings(seconds=0.25, budget=6.0, memory=192, processes=8, partial_credit=True)
 MOST_SECONDS = SETTINGS.budget + 6.0
 FUNCTION = CodeProblem(
     "function",
