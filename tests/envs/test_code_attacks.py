@@ -49,7 +49,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="module")
 async def grader() -> AsyncIterator[CodeGrader]:
-    async with LocalSandbox(library=[JUDGING]) as sandbox:
+    async with LocalSandbox(library=[JUDGING], require=()) as sandbox:
         yield CodeGrader(sandbox, SETTINGS)
 
 
@@ -84,6 +84,32 @@ async def test_controls(grader: CodeGrader) -> None:
     assert verdict.all_passed, verdict
     verdict = await judged(grader, PROGRAM, f"input()\nprint({EXPECTED!r})")
     assert verdict.all_passed, verdict
+
+
+IN_SHORT = (
+    "exits_hard",
+    "equals_everything",
+    "searches_its_memory",
+    "searches_other_processes",
+    "kills_its_parent",
+    "leaves_a_daemon",
+)
+
+
+async def test_without_namespaces() -> None:
+    """The same judging where there is no /proc to look for processes in."""
+    async with LocalSandbox(library=[JUDGING], means="restricted", require=()) as sandbox:
+        grader = CodeGrader(sandbox, SETTINGS)
+        for name in IN_SHORT:
+            verdict = await judged(grader, FUNCTION, FUNCTIONS[name])
+            assert not any(result.outcome == "passed" for result in verdict.results[:2]), f"{name}: {verdict}"
+        for name in ("says_so", "searches", "never_ends", "leaves_a_writer"):
+            verdict = await judged(grader, PROGRAM, PROGRAMS[name])
+            assert verdict.passed == 0, f"{name}: {verdict}"
+        verdict = await judged(grader, FUNCTION, f"def secret(n): return {EXPECTED!r}")
+        assert verdict.all_passed, verdict
+        verdict = await judged(grader, PROGRAM, f"input()\nprint({EXPECTED!r})")
+        assert verdict.all_passed, verdict
 
 
 async def test_the_search_finds_what_is_there(grader: CodeGrader) -> None:

@@ -73,15 +73,18 @@ def serve(line: Line) -> None:
             ended = os.pidfd_open(process)
             line.send({"process": process})
         else:
-            clean = _end_children()
+            clean = _end_children(process)
             if ended >= 0:
                 os.close(ended)
                 ended = -1
             line.send({"clean": clean})
 
 
-def _end_children() -> bool:
-    """Kills everything below this process. Whether it is gone."""
+def _end_children(process: int) -> bool:
+    """Kills everything below this process. Whether it is gone, as far as can be seen: without /proc, of what the solution's process has forked off only its group
+    is known, and the rest ends with the run."""
+    if not os.access("/proc/self/stat", os.R_OK):
+        return _end_group(process)
     deadline = time.monotonic() + ENDING
     while time.monotonic() < deadline:
         try:
@@ -89,11 +92,20 @@ def _end_children() -> bool:
                 pass
         except ChildProcessError:
             return True
-        for process in _children():
+        for child in _children():
             with contextlib.suppress(OSError):
-                os.kill(process, signal.SIGKILL)
+                os.kill(child, signal.SIGKILL)
         time.sleep(0.001)
     return False
+
+
+def _end_group(process: int) -> bool:
+    if process:
+        with contextlib.suppress(OSError):
+            os.killpg(process, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(process, 0)
+    return True
 
 
 def _children() -> list[int]:
@@ -127,9 +139,10 @@ def _become_solution(source: str, limits: dict[str, Any], descriptors: Sequence[
             soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
             resource.setrlimit(what, (soft, soft))
         if os.geteuid() == 0:
-            os.setgroups([])
-            os.setgid(NOBODY)
-            os.setuid(NOBODY)
+            with contextlib.suppress(PermissionError):  # a root without rights is an ordinary user already
+                os.setgroups([])
+                os.setgid(NOBODY)
+                os.setuid(NOBODY)
         _prctl(PR_SET_DUMPABLE, 1)
         code = _run_program(source) if line is None else _serve_calls(source, line)
     finally:
