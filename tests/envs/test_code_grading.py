@@ -552,11 +552,12 @@ async def test_humaneval(sandbox: LocalSandbox) -> None:
     problems = read_code_problems(rows)
     assert len(problems) == 164
     grader = CodeGrader(sandbox)
-    for problem in problems:
+    for number, problem in enumerate(problems):
         assert problem.reference is not None
         completion = problem.reference.removeprefix(problem.stub)
         assert (await grader.grade(problem, completion)).all_passed, problem.id
-        assert (await grader.grade(problem, problem.reference)).all_passed, problem.id
+        if number % 4 == 0:
+            assert (await grader.grade(problem, problem.reference)).all_passed, problem.id
         assert not (await grader.grade(problem, "    pass\n")).all_passed, problem.id
 
 

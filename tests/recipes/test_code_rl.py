@@ -47,14 +47,18 @@ def test_a_short_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert [row["step"] for row in lines(directory / "evaluations.jsonl")] == [0, 2]
     assert "f(x) is " in capsys.readouterr().out
     assert json.loads((directory / "config.json").read_text())["sandbox"]["kind"] == "local"
+    # Again: nothing is left to do, and nothing is written twice.
+    again = run(attrs.evolve(SHORT, run_dir=directory, resume=True))
+    assert again.version == 2
+    assert lines(directory / "metrics.jsonl") == rows
 
 
 @linux
 @pytest.mark.local
 @pytest.mark.slow
 def test_it_learns(tmp_path: Path) -> None:
-    """A third of the default run: from a pupil who mostly does not listen to one who mostly does."""
-    config = attrs.evolve(SHORT, steps=10, schedule=Schedule(groups_per_step=10), group_size=16, warm_up=100)
+    """A part of the default run: from a pupil who mostly does not listen to one who mostly does."""
+    config = attrs.evolve(SHORT, steps=10, schedule=Schedule(groups_per_step=6), group_size=16, warm_up=80)
     run(attrs.evolve(config, run_dir=tmp_path / "run"))
     rewards = [row["env/all/reward/total"] for row in lines(tmp_path / "run" / "metrics.jsonl")]
     assert fmean(rewards[-3:]) > fmean(rewards[:2]) + 0.15, rewards
