@@ -96,9 +96,11 @@ class ToolEnv:
         limits: ToolLimits | None = None,
         rewards: ToolRewards | None = None,
         reference: str | None = None,
+        unanswered: Worth | None = None,
         session: ToolSession | None = None,
     ) -> None:
-        """`messages`: the conversation up to the first answer. `reference`: the right answer, for people who read logs. `session`: what the group sets up
+        """`messages`: the conversation up to the first answer. `reference`: the right answer, for people who read logs. `unanswered`: what an
+        episode without a final answer is worth; give it the grade's metrics, or their means leave such episodes out. `session`: what the group sets up
         and tears down for this episode."""
         self.renderer = renderer
         self.session = session
@@ -108,6 +110,7 @@ class ToolEnv:
         self._limits = limits or ToolLimits()
         self._rewards = rewards or ToolRewards()
         self._reference = reference
+        self._unanswered = unanswered or Worth()
         self._first: Observation | None = None
         self._turns = 0
         self._formed = True
@@ -172,7 +175,7 @@ class ToolEnv:
             self._reported.update(outcome.metrics)
 
     async def _end(self, answer: str | None, outcomes: Sequence[CallOutcome]) -> Step:
-        worth = Worth() if answer is None else await self._graded(answer)
+        worth = self._unanswered if answer is None else await self._graded(answer)
         counts, rewards = self._counts, self._rewards
         reward = worth.reward - rewards.error_penalty * counts["errors"] - rewards.call_cost * counts["calls"]
         return Step(

@@ -98,6 +98,7 @@ class SearchGroups:
             limits=self.limits,
             rewards=self.rewards,
             reference=" | ".join(question.answers[:3]),
+            unanswered=Worth(0.0, {"exact_match": 0.0, "f1": 0.0}),
         )
 
     def _grade(self, question: Question, answer: str) -> Worth:

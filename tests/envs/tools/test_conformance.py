@@ -13,10 +13,13 @@ import pytest
 
 from engine.rendering import ToolCallPart, assistant, get_renderer, user
 from engine.rendering.registry import control_tokens
+from engine.retrieval import Document, HashingEmbedder, InMemoryVectorStore, SearchIndex
 from envs import conformance
 from envs.contracts import GroupBuilder, GroupDataset
 from envs.registry import open_env
 from envs.tools import Toolbox, ToolEnv, ToolGroup, ToolLimits, ToolSession, tool
+from envs.tools.invented_facts import World
+from envs.tools.search import SearchGroups, search_tool
 from recipes.tiny import make_tokenizer
 
 pytestmark = pytest.mark.anyio
@@ -82,7 +85,24 @@ async def notebooks() -> AsyncIterator[GroupDataset]:
     yield Notebooks()
 
 
+@asynccontextmanager
+async def searches() -> AsyncIterator[GroupDataset]:
+    world = World.invented(1, 20)
+    index = SearchIndex(HashingEmbedder(), InMemoryVectorStore())
+    await index.add(Document(str(number), each.text) for number, each in enumerate(world.passages))
+    questions = [person.question for person in world.people]
+    yield SearchGroups(renderer, questions, Toolbox([search_tool(index)]), 2, limits=ToolLimits(max_turns=3))
+
+
 SUBJECTS = {
+    "search": conformance.Subject(
+        searches,
+        renderer,
+        answers=[calling("search", query="works at"), calling("search", query=""), "<answer>Bern</answer>"],
+        max_turns=3,
+        max_context=4096,
+        cancellations=8,
+    ),
     "calculator": conformance.Subject(
         calculator,
         renderer,
