@@ -13,7 +13,7 @@ from recipes.row_data import RowsConfig, load_split
 
 if TYPE_CHECKING:
     from engine.data import Comparison, Conversation, Examples, Row, ToPairs
-    from engine.rendering import Renderer
+    from engine.rendering import Message, Renderer
 
 
 @attrs.frozen(kw_only=True)
@@ -45,6 +45,24 @@ def load_comparisons(
 ) -> tuple[Examples[Comparison], Examples[Comparison] | None]:
     """What to train on, and what is held out. Blocks: it may download, and indexes files. `made`: the rows where no data is named."""
     return load_split(config, load, made, read_comparisons)
+
+
+def fitting_only(config: ComparisonConfig, comparisons: Examples[Comparison]) -> Examples[Comparison]:
+    """The comparisons without those that do not fit, where such ones are to be skipped, for whoever asks for one at a time. Blocks: it reads them all."""
+    return comparisons.fitting() if config.on_bad_row == "skip" else comparisons
+
+
+@attrs.frozen
+class Prompts:
+    """The prompts of comparisons, by position."""
+
+    comparisons: Examples[Comparison]
+
+    def __len__(self) -> int:
+        return len(self.comparisons)
+
+    def __getitem__(self, index: int) -> tuple[Message, ...]:
+        return self.comparisons[index].prompt
 
 
 def as_conversations(comparisons: Examples[Comparison]) -> Examples[Conversation]:

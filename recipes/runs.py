@@ -76,6 +76,19 @@ def defaults(config: type[C], args: Sequence[str], *, by_model: Mapping[str, Any
     return config(**{"model": model, **by_model, **inherited})
 
 
+def configuration(run: Path, config: type[C]) -> C:
+    """The configuration of a run that is there. Raises ValueError, naming the file, where it cannot be read or is another recipe's."""
+    path = run / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): the directory of a run is wanted") from error
+    try:
+        return cli.structure(values, config)
+    except ValueError as error:
+        raise ValueError(f"{path} is of another recipe, or of another version of it: {error}") from error
+
+
 def _read_config(path: Path, config: type[C]) -> C:
     """The configuration of a run. Ends the program, in one line, where it cannot be read: this comes before `cli.main` and its messages."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -30,8 +31,9 @@ def learnt(record: RunRecord) -> list[str]:
         if len(rewards) > 1
         else f"reward    {rewards[0]:.3f} in the only step"
     ]
-    if len(record.evaluations) > 1:
-        first, last = record.evaluations[0], record.evaluations[-1]
+    rewarded = [row for row in record.evaluations if math.isfinite(_reward(row))]
+    if len(rewarded) > 1:
+        first, last = rewarded[0], rewarded[-1]
         lines.append(
             f"evaluated {_reward(first):.3f} before and {_reward(last):.3f} after step {last['step']}, on {last.get('name')}"
         )
@@ -51,7 +53,8 @@ def _samples(when: str, samples: Sequence[Row]) -> Iterator[str]:
             groups.setdefault(sample.get("ticket"), []).append(sample)
     if not groups:
         return
-    yield f"{when} (step {samples[0]['step'] + 1}): answers, and in brackets the right one"
+    known = any(turn.get("reference") is not None for members in groups.values() for turn in members[0]["turns"])
+    yield f"{when} (step {samples[0]['step'] + 1}): answers{', and in brackets the right one' if known else ''}"
     for members in list(groups.values())[:GROUPS]:
         turn = members[0]["turns"][-1]
         answers = "  ".join(_short(member["turns"][-1].get("answer")) for member in members[:ANSWERS])

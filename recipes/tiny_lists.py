@@ -27,6 +27,12 @@ WANTED = 4
 """Words that an answer should have."""
 LISTENS = 0.5
 """Share of the careless speaker's words that are of the kind asked for."""
+WORDS = (3, 5)
+"""How many words the careless speaker says, from and to."""
+DREAMS = 0.2
+"""Share of his words that are of the kind asked for when he does not listen at all."""
+SLIPS = 0.3
+"""Share of the careful speaker's answers in which one word is of another kind."""
 CLEAR = 2 / 3
 """Share of the made comparisons that are clear."""
 
@@ -37,13 +43,13 @@ def made_questions(count: int, seed: int = 0) -> Rows:
     return rows_of([{"prompt": _question(rng)[1]} for _ in range(count)], "made questions")
 
 
-def made_answers(count: int, seed: int = 0, *, words: tuple[int, int] = (3, 5)) -> Rows:
+def made_answers(count: int, seed: int = 0, *, words: tuple[int, int] = WORDS) -> Rows:
     """So many questions, each answered by the careless speaker in so many words, as rows with `messages`."""
     rng = random.Random(seed)
     rows = []
     for _ in range(count):
         kind, question = _question(rng)
-        said = {"role": "assistant", "content": _answer(rng, kind, rng.randint(*words))}
+        said = {"role": "assistant", "content": _careless(rng, kind, rng.randint(*words))}
         rows.append({"messages": [{"role": "user", "content": question}, said]})
     return rows_of(rows, "made answers")
 
@@ -51,14 +57,16 @@ def made_answers(count: int, seed: int = 0, *, words: tuple[int, int] = (3, 5)) 
 def made_comparisons(count: int, seed: int = 0) -> Rows:
     """So many questions with two answers, the better one chosen; as rows with `prompt`, `chosen` and `rejected`.
 
-    Two of three are clear: somebody who listens and somebody who does not. The others are two answers of the careless speaker.
+    Two of three are clear: one answer of somebody who listens, says four words, and none of them twice, and one of the careless speaker. The others are both of
+    the careless speaker.
     """
     rng = random.Random(seed)
     rows: list[dict[str, Any]] = []
     while len(rows) < count:
         kind, question = _question(rng)
-        listening = (0.9, 0.1) if rng.random() < CLEAR else (LISTENS, LISTENS)
-        first, second = (_answer(rng, kind, rng.randint(3, 5), listens) for listens in listening)
+        clear = rng.random() < CLEAR
+        first = _careful(rng, kind) if clear else _careless(rng, kind, rng.randint(*WORDS))
+        second = _careless(rng, kind, rng.randint(*WORDS), DREAMS if clear else LISTENS)
         if _share(kind, first) != _share(kind, second):
             better, worse = (first, second) if _share(kind, first) > _share(kind, second) else (second, first)
             rows.append({"prompt": question, "chosen": better, "rejected": worse})
@@ -83,9 +91,16 @@ def _question(rng: random.Random) -> tuple[str, str]:
     return kind, rng.choice(WORDINGS).format(kind)
 
 
-def _answer(rng: random.Random, kind: str, count: int, listens: float = LISTENS) -> str:
+def _careless(rng: random.Random, kind: str, count: int, listens: float = LISTENS) -> str:
     others = [word for other, words in KINDS.items() if other != kind for word in words]
     return ", ".join(rng.choice(KINDS[kind] if rng.random() < listens else others) for _ in range(count))
+
+
+def _careful(rng: random.Random, kind: str) -> str:
+    words = rng.sample(KINDS[kind], WANTED)
+    if rng.random() < SLIPS:
+        words[rng.randrange(WANTED)] = rng.choice(KINDS[rng.choice([other for other in KINDS if other != kind])])
+    return ", ".join(words)
 
 
 def _texts() -> list[str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import attrs
 
@@ -273,16 +273,25 @@ class RubricGroup(GroupBuilder):
         ]
 
 
+class RubricTasks(Protocol):
+    """Tasks by position; a list is such."""
+
+    def __getitem__(self, index: int, /) -> RubricTask: ...
+
+    def __len__(self) -> int: ...
+
+
 @attrs.frozen(kw_only=True)
 class RubricGroups:
     """A dataset of groups: task `index`, answered by `group_size` members."""
 
     renderer: Renderer
-    tasks: Sequence[RubricTask]
-    """A list, or anything with `__getitem__` and `__len__`."""
+    tasks: RubricTasks
     grader: RubricGrader
     group_size: int = attrs.field(default=8, validator=attrs.validators.ge(1))
     unfinished_penalty: float = 0.1
+    blocking: bool = False
+    """Whether reading a task may take long (a data set on disk), so that it must not be done on the event loop."""
 
     def __len__(self) -> int:
         return len(self.tasks)

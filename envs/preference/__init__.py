@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from envs.preference.agreement import Agreement
 from envs.preference.comparing import ComparisonFailed, FunctionPreferenceModel, PreferenceModel, better_by, shorter
 from envs.preference.judged import JudgePreferenceModel, judge_question
-from envs.preference.labels import ComparisonFormat, LabelPreferenceModel, label_examples, worded, worded_briefly
+from envs.preference.labels import (
+    ComparisonFormat,
+    LabelPreferenceModel,
+    ToLabels,
+    label_examples,
+    worded,
+    worded_briefly,
+)
 from envs.preference.tournament import Tournament, TournamentGroup, TournamentGroups, TournamentSettings
 from envs.preference.win_rate import Questions, WinRate
 
 __all__ = [
+    "Agreement",
     "ComparisonFailed",
     "ComparisonFormat",
     "FunctionPreferenceModel",
@@ -16,6 +25,7 @@ __all__ = [
     "LabelPreferenceModel",
     "PreferenceModel",
     "Questions",
+    "ToLabels",
     "Tournament",
     "TournamentGroup",
     "TournamentGroups",

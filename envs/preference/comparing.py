@@ -50,8 +50,8 @@ class FunctionPreferenceModel:
 
 
 def shorter(conversation: Conversation, answer_a: Message, answer_b: Message) -> float:  # noqa: ARG001  (any question)
-    """The shorter answer wins, by characters; equal ones tie. The smallest preference there is: for trying a setup out."""
-    length_a, length_b = len(spoken(answer_a)), len(spoken(answer_b))
+    """The shorter answer wins, by characters; equal lengths tie, and nothing at all loses against any answer. The smallest preference: for trying a setup out."""
+    length_a, length_b = (len(spoken(answer).strip()) or math.inf for answer in (answer_a, answer_b))
     return float(length_a < length_b) - float(length_a > length_b)
 
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import attrs
 import numpy as np
 
 from engine.backends.values import Datum, Logprobs, ModelInput
+from engine.data import Comparison, DataError
 from engine.rendering import Message, Renderer, SupervisedExample, TrainOnWhat, assistant, user
 from engine.training.supervised import supervised_datum
 from envs.answers import check_question, sections, spoken, transcript
@@ -77,6 +79,36 @@ def label_examples(
             return None
         datums.append(datum)
     return datums[0], datums[1]
+
+
+@attrs.frozen(kw_only=True)
+class ToLabels:
+    """How a comparison becomes two datums for `engine.data.SupervisedBatches`: a preference model's training."""
+
+    renderer: Renderer
+    form: ComparisonFormat = attrs.field(factory=ComparisonFormat)
+    max_tokens: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(2)))
+    """The most tokens of a question with its label; None: no limit."""
+    too_long: Literal["error", "skip"] = "error"
+    """What to do with a comparison whose question is longer: an error, or leave it out and count it (`data/too_long`)."""
+
+    def __call__(self, comparison: Comparison, counts: Counter[str]) -> list[Datum]:
+        """The chosen answer first, and second; nothing for a comparison that is left out."""
+        answers = one_message(comparison.chosen), one_message(comparison.rejected)
+        pair = label_examples(self.renderer, self.form, comparison.prompt, *answers, max_tokens=self.max_tokens)
+        if pair is not None:
+            return list(pair)
+        if self.too_long == "error":
+            raise DataError(
+                f"the question about its two answers has more than {self.max_tokens} tokens: raise the limit, or have such comparisons skipped"
+            )
+        counts["data/too_long"] += 1
+        return []
+
+
+def one_message(answer: Sequence[Message]) -> Message:
+    """An answer as the one message that is compared; one of several messages as its transcript."""
+    return answer[0] if len(answer) == 1 else assistant(transcript(answer))
 
 
 class Scores(Protocol):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import anyio
 import attrs
@@ -182,18 +182,27 @@ class TournamentGroup(GroupBuilder):
         return await self._tournament.grade(self._conversation, answers)
 
 
+class Conversations(Protocol):
+    """Conversations by position; a list is such."""
+
+    def __getitem__(self, index: int, /) -> Conversation: ...
+
+    def __len__(self) -> int: ...
+
+
 @attrs.frozen(kw_only=True)
 class TournamentGroups:
     """A dataset of groups: conversation `index`, answered by `group_size` members that compete."""
 
     renderer: Renderer
-    conversations: Sequence[Conversation]
-    """A list, or anything with `__getitem__` and `__len__`."""
+    conversations: Conversations
     tournament: Tournament
     group_size: int = attrs.field(default=8, validator=_positive)
     tags: tuple[str, ...] = ("preference",)
     max_tokens: int | None = None
     unfinished_penalty: float = 0.1
+    blocking: bool = False
+    """Whether reading a conversation may take long (a data set on disk), so that it must not be done on the event loop."""
 
     def __len__(self) -> int:
         return len(self.conversations)

@@ -15,12 +15,12 @@ BATCH = 64
 """Answers of the careless speaker in a batch."""
 
 
-def careless_answers(opened: OpenedModel, steps: int, seed: int, words: tuple[int, int] = (3, 5)) -> BatchDataset:
+def careless_answers(opened: OpenedModel, steps: int, seed: int, words: tuple[int, int] | None = None) -> BatchDataset:
     """So many batches of the careless speaker's answers, of so many words (from and to), for `recipes.warm_up`."""
     from engine.data import SupervisedBatches, ToDatums, read_conversations
-    from recipes.tiny_lists import made_answers
+    from recipes.tiny_lists import WORDS, made_answers
 
-    answers = read_conversations(made_answers(steps * BATCH, seed, words=words))
+    answers = read_conversations(made_answers(steps * BATCH, seed, words=words or WORDS))
     return SupervisedBatches(examples=answers, to_datums=ToDatums(renderer=opened.renderer), batch_size=BATCH)
 
 

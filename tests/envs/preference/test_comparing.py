@@ -25,6 +25,8 @@ async def test_functions_plain_and_async() -> None:
     assert await FunctionPreferenceModel(shorter).compare(QUESTION, CAT, HORSE) == 1
     assert await FunctionPreferenceModel(shorter).compare(QUESTION, HORSE, CAT) == -1
     assert await FunctionPreferenceModel(shorter).compare(QUESTION, CAT, assistant("cow")) == 0
+    assert await FunctionPreferenceModel(shorter).compare(QUESTION, CAT, assistant(" ")) == 1
+    assert await FunctionPreferenceModel(shorter).compare(QUESTION, assistant(""), assistant("  ")) == 0
 
     async def slow(conversation: object, a: Message, b: Message) -> float:
         return 0.25
