@@ -25,11 +25,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from . import chamber, kernel, program, warden
+from . import kernel, program, warden
+from .namespaces import Namespaces
+from .restricted import Restricted
 
 PACKET = 1 << 16
 DESCRIPTORS = 5
-Chamber = chamber.Namespaces | chamber.Restricted
+Chamber = Namespaces | Restricted
 
 
 USUAL = """atexit bisect builtins collections copy datetime decimal fractions functools heapq io itertools json linecache math operator random re
@@ -219,5 +221,5 @@ def main(fd: int) -> None:
 
 def _choose(setup: dict[str, Any]) -> Chamber:
     if setup["means"] == "namespaces":
-        return chamber.Namespaces(setup["visible"], setup["hidden"])
-    return chamber.Restricted(setup["visible"], setup["hidden"], setup["private"])
+        return Namespaces(setup["visible"], setup["hidden"])
+    return Restricted(setup["visible"], setup["hidden"], setup["private"])
