@@ -233,3 +233,17 @@ def test_defaults_follow_the_model() -> None:
     tiny = runs.defaults(calculator.Config, [], by_model=calculator.FOR_REAL_MODELS)
     assert (tiny.model, tiny.renderer) == ("tiny", "qwen3_instruct")
     assert cli.structure(cli.unstructure(config), search.Config) == config
+
+
+@pytest.mark.parametrize("name", ["tool_use", "tool_use.search"])
+def test_they_run_inside_other_programs(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a simulated model, and quietly."""
+    from recipes import run
+
+    config = {**TINY, "schedule": {"groups_per_step": 2}, "steps": 1, "warm_up": 0, "run_dir": tmp_path / "run"}
+
+    async def program() -> Any:
+        return await run(name, config, manifest="test")
+
+    assert anyio.run(program).ending == "complete"
+    assert capsys.readouterr().out == ""
