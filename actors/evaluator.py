@@ -8,7 +8,7 @@ The version stays served until its evaluations are done, however far training ha
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import anyio
@@ -21,10 +21,12 @@ from actors.scoring import Scorer, score_targets
 from engine.backends.values import Datum
 from engine.runtime.channels import Sender
 from engine.runtime.instrumentation import Tracer
+from engine.runtime.offload import offload
 from engine.runtime.requests import Inbox
 from engine.runtime.seeds import derive_seed
 from engine.training.supervised import bits_per_byte, mean_nll
-from envs.contracts import GroupDataset, Policy
+from engine.training.trajectories import TrajectoryGroup
+from envs.contracts import GroupBuilder, GroupDataset, Policy
 from envs.rollout import RolloutSettings, play_group
 
 
@@ -159,7 +161,7 @@ def group_evaluation(
     seed: int = 0,
     blocking: bool = False,
 ) -> Evaluation:
-    """Plays every group of a dataset, at most `concurrency` at a time, and reports the mean reward, by tag too.
+    """Plays every group of a dataset, at most `concurrency` at a time, and reports the mean reward and the means of the envs' metrics, by tag too.
 
     The same seeds are used each time, so that two evaluations differ by the policy alone. A group that fails is not counted as a wrong answer: it fails the
     evaluation, unless `settings.failure` lets it live.
@@ -169,22 +171,34 @@ def group_evaluation(
         raise ValueError(f"evaluation '{name}': concurrency must be at least 1, got {concurrency}")
 
     async def run(policy: Policy) -> Mapping[str, float]:
-        rewards: dict[str, list[float]] = {}
+        seen: dict[str, list[float]] = {}
         limiter = anyio.Semaphore(concurrency)
         limited = rollout.within_context(getattr(policy, "max_context", None))
 
         async def one(index: int) -> None:
             async with limiter:
-                group = await play_group(groups[index], policy, limited, derive_seed(seed, index))
+                build: Callable[[int], GroupBuilder] = groups.__getitem__
+                builder = await offload(build, index) if getattr(groups, "blocking", False) else build(index)
+                group = await play_group(builder, policy, limited, derive_seed(seed, index))
             for tag in dict.fromkeys(("all", *group.tags)):
-                rewards.setdefault(tag, []).extend(trajectory.reward for trajectory in group.trajectories)
+                for metric, value in _measured(group):
+                    seen.setdefault(f"{tag}/{metric}", []).append(value)
 
         async with anyio.create_task_group() as tasks:
             for index in range(len(groups)):
                 tasks.start_soon(one, index)
-        return {f"{tag}/reward/total": sum(sorted(values)) / len(values) for tag, values in sorted(rewards.items())}
+        return {metric: sum(sorted(values)) / len(values) for metric, values in sorted(seen.items())}
 
     return Evaluation(name, run, every=every, blocking=blocking)
+
+
+def _measured(group: TrajectoryGroup) -> Iterator[tuple[str, float]]:
+    """Rewards of the episodes, and metrics of episodes and turns."""
+    for trajectory in group.trajectories:
+        yield "reward/total", trajectory.reward
+        yield from trajectory.metrics.items()
+        for turn in trajectory.turns:
+            yield from turn.metrics.items()
 
 
 def nll_evaluation(

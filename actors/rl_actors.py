@@ -6,6 +6,7 @@ Source ──jobs──▶ Rollouts ──played groups──▶ Scoring ──f
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from actors.giving_back import GivingBack
@@ -27,6 +28,7 @@ from engine.runtime.gate import StalenessGate
 from engine.runtime.program import Program
 from engine.training.advantages import resolve_advantage
 from engine.training.custom import scoring_datums
+from envs.contracts import AdaptiveGroups
 
 
 class RLActors:
@@ -65,6 +67,9 @@ class RLActors:
         if work is not None:
             predictor.restore(work.predictor)
         self._predictor = predictor
+        self._adaptive = stream.dataset if isinstance(stream.dataset, AdaptiveGroups) else None
+        if self._adaptive is not None and work is not None and work.groups is not None:
+            self._adaptive.restore(json.loads(work.groups))
         self.source = Source(
             stream,
             self.gate,
@@ -114,6 +119,7 @@ class RLActors:
             ledger=self.ledger,
             journal=self.journal,
             predictor=predictor,
+            adaptive=self._adaptive,
             tracer=run.tracer,
         )
         self.feed = GroupFeed(
@@ -160,6 +166,7 @@ class RLActors:
             self._under_way.freeze(),
             self.ledger.state(),
             dict(self._predictor.state()),
+            None if self._adaptive is None else json.dumps(self._adaptive.state()),
         )
 
 

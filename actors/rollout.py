@@ -21,6 +21,7 @@ from actors.work import FinishedGroup, Job, Journal, RolloutLedger, UnderWay
 from engine.runtime.channels import Receiver, Sender
 from engine.runtime.instrumentation import Tracer
 from engine.training.trajectories import Trajectory, TrajectoryGroup
+from envs.contracts import AdaptiveGroups
 from envs.rollout import FailFast, FailurePolicy, GroupFailed, MinViable, RolloutSettings, is_constant, play_group
 
 
@@ -41,12 +42,13 @@ class Rollouts:
         ledger: RolloutLedger,
         journal: Journal,
         predictor: LengthPredictor,
+        adaptive: AdaptiveGroups | None = None,
         tracer: Tracer,
     ) -> None:
         """`drop_constant`: give groups whose members all have the same reward back instead of training on nothing.
 
         `scored`: a played group goes to be scored before it is trained. `keep_version`: by the version that was newest when it was played, which
-        then stays served until that is done.
+        then stays served until that is done. `adaptive`: the dataset, where it follows what is played.
         """
         self._sampler = sampler
         self._settings = settings
@@ -59,6 +61,7 @@ class Rollouts:
         self._ledger = ledger
         self._journal = journal
         self._predictor = predictor
+        self._adaptive = adaptive
         self._tracer = tracer
 
     async def run(self, jobs: Receiver[Job], finished: Sender[FinishedGroup]) -> None:
@@ -85,6 +88,8 @@ class Rollouts:
         now = anyio.current_time()
         self._tracer.span("rollouts", f"group {ticket.number}", began, now, version=ticket.version)
         self._predictor.observe(job.assignment.problem, group.tags, max(t.sampled_tokens for t in group.trajectories))
+        if self._adaptive is not None:
+            self._adaptive.observe(job.assignment.problem, group)
         if self._drop_constant and is_constant(group):
             self._giving_back.constant(job.assignment, group)
             return

@@ -134,6 +134,8 @@ class RLWork:
     """To be played again, from their seeds."""
     ledger: LedgerState
     predictor: dict[str, tuple[int, float]]
+    groups: str | None = None
+    """State of a dataset that follows what was played (`AdaptiveGroups`), as JSON."""
 
 
 @attrs.define

@@ -7,12 +7,12 @@ after the last of them. Both may be plain classes: nothing is registered.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import attrs
 
 from engine.backends.values import Completion, ModelInput, SampleRequest
-from engine.training.trajectories import EndReason, Trajectory
+from engine.training.trajectories import EndReason, Trajectory, TrajectoryGroup
 
 
 @attrs.frozen
@@ -118,3 +118,24 @@ class GroupDataset(Protocol):
     def __getitem__(self, index: int, /) -> GroupBuilder: ...
 
     def __len__(self) -> int: ...
+
+
+@runtime_checkable
+class AdaptiveGroups(Protocol):
+    """What a `GroupDataset` is besides when its problems follow what was played: a curriculum.
+
+    The rule of the same problem at the same position holds for every position that was asked for once; how further ones come out may change. Its state goes
+    into every checkpoint, cut at the same moment as all the rest, so that a resumed run goes on with the curriculum, and plays groups that were under way again.
+    """
+
+    def observe(self, index: int, group: TrajectoryGroup) -> None:
+        """A group of problem `index` was played to its end, and is or is not trained. Called once for each."""
+        ...
+
+    def state(self) -> Mapping[str, Any]:
+        """JSON values."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes a state back. Raises ValueError for one that does not fit."""
+        ...

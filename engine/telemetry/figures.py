@@ -83,14 +83,19 @@ def evaluation_reward(metrics: Mapping[str, Any]) -> float:
 
 
 def evaluation_parts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """An evaluation's figures in few words: `reward`, and of its parts by their tags what differs."""
+    """An evaluation's figures in few words: `reward`, the envs' own metrics, and of its parts by their tags the reward where it differs."""
     whole = metrics.get("all/reward/total")
     if whole is None:
         return [(key, number(value)) for key, value in metrics.items()]
     parts = [("reward", number(whole))]
     for key, value in metrics.items():
-        if key != "all/reward/total" and not (key.endswith("/reward/total") and value == whole):
-            parts.append((key.removesuffix("/reward/total"), number(value)))
+        tag, _, name = key.partition("/")
+        if tag == "all":
+            parts += [(name, number(value))] if name != "reward/total" else []
+        elif name == "reward/total" and value != whole:
+            parts.append((tag, number(value)))
+        elif not name:
+            parts.append((key, number(value)))
     return parts
 
 

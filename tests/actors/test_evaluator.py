@@ -177,7 +177,9 @@ def test_group_evaluation_keeps_its_bound(concurrency: int) -> None:
     evaluation = group_evaluation("held out", Counting(problems=12), SETTINGS.rollout, every=2, concurrency=concurrency)
     result = run(small_backend(), "sync", steps=2, evaluations=[evaluation])
     assert [report.version for report in result.evaluations] == [0, 2]
-    assert set(result.evaluations[0].metrics) == {"all/reward/total", "kind_0/reward/total", "kind_1/reward/total"}
+    assert set(result.evaluations[0].metrics) == {
+        f"{tag}/{metric}" for tag in ("all", "kind_0", "kind_1") for metric in ("reward/total", "tokens")
+    }
     assert dataset.record.made == 24
     assert max(open_groups) <= concurrency - 1
     with pytest.raises(ValueError, match="evaluation 'x': concurrency must be at least 1, got 0"):
