@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from recipes.embedding import Manifest, StopHandle, in_memory_rows, run
+    from recipes.embedding import Manifest, StopHandle, in_memory_rows, models_at, run
 
-__all__ = ["Manifest", "StopHandle", "in_memory_rows", "run"]
+__all__ = ["Manifest", "StopHandle", "in_memory_rows", "models_at", "run"]
 
 
 def __getattr__(name: str) -> Any:

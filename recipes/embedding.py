@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,14 +24,16 @@ import attrs
 from recipes import cli
 from recipes.interrupts import StopHandle, host
 from recipes.models import MakeTiny, ModelConfig, OpenedModel
-from recipes.ports import DEFAULT, Ports
+from recipes.ports import DEFAULT, OpenModel, Ports
 
 if TYPE_CHECKING:
     from engine.completion import Completer
     from engine.data import LoadRows, Row, Rows
     from engine.rendering import Message
+    from engine.retrieval import Embedder, VectorStore
+    from recipes.retrieval import RetrievalConfig
 
-__all__ = ["MANIFESTS", "Manifest", "StopHandle", "in_memory_rows", "run"]
+__all__ = ["MANIFESTS", "Manifest", "StopHandle", "in_memory_rows", "models_at", "run"]
 
 
 @attrs.frozen
@@ -165,6 +167,36 @@ async def echoing_completer(
     yield ScriptedCompleter(echo)
 
 
+@asynccontextmanager
+async def hashing_embedder(config: RetrievalConfig) -> AsyncIterator[Embedder]:
+    """An embedder without a model, whatever the configuration names."""
+    from engine.retrieval import HashingEmbedder
+
+    yield HashingEmbedder(config.dimensions)
+
+
+@asynccontextmanager
+async def store_in_memory(config: RetrievalConfig) -> AsyncIterator[VectorStore]:  # noqa: ARG001  (the port's)
+    """A vector store in memory, whatever the configuration names."""
+    from engine.retrieval import InMemoryVectorStore
+
+    yield InMemoryVectorStore()
+
+
+def models_at(places: Mapping[str, Path], open_model: OpenModel = DEFAULT.open_model) -> OpenModel:
+    """A model hub of one's own: an `open_model` that looks for these names at these places first."""
+
+    def opening(
+        config: ModelConfig, directory: Path, *, seed: int = 0, make_tiny: MakeTiny | None = None
+    ) -> AbstractAsyncContextManager[OpenedModel]:
+        place = places.get(config.model)
+        if place is not None:
+            config = attrs.evolve(config, model=str(place))
+        return open_model(config, directory, seed=seed, make_tiny=make_tiny)
+
+    return opening
+
+
 def in_memory_rows(sets: Mapping[str, Sequence[Row]]) -> LoadRows:
     """A `load_rows` that knows these data sets, by the name a configuration gives, and no others."""
 
@@ -194,7 +226,13 @@ MANIFESTS: Mapping[str, Manifest] = {
     "local": Manifest(),
     "tinker": Manifest(config={"backend": "tinker"}),
     "test": Manifest(
-        Ports(open_model=simulated_model, open_completer=echoing_completer, load_rows=in_memory_rows({})),
+        Ports(
+            open_model=simulated_model,
+            open_completer=echoing_completer,
+            load_rows=in_memory_rows({}),
+            open_embedder=hashing_embedder,
+            open_store=store_in_memory,
+        ),
         {"backend": "simulated"},
     ),
 }

@@ -121,6 +121,29 @@ async def test_an_instance_is_taken_as_it_is_and_a_manifest_may_be_ones_own(tmp_
 
 
 @pytest.mark.anyio
+async def test_a_name_may_stand_for_a_model_of_ones_own(tmp_path: Path) -> None:
+    seen: list[str] = []
+    inner = recipes.embedding.simulated_model
+
+    def open_model(config: Any, directory: Path, **more: Any) -> Any:
+        seen.append(config.model)
+        return inner(config, directory, **more)
+
+    hub = recipes.models_at({"org/mine": tmp_path / "mine"}, open_model)
+    for name in ("org/mine", "org/theirs"):
+        config = {**SHORT, "warm_up": 0, "steps": 1, "model": name, "run_dir": str(tmp_path / name)}
+        await run("rl_loop", config, manifest="test", ports={"open_model": hub})
+    assert seen == [str(tmp_path / "mine"), "org/theirs"]
+
+
+@pytest.mark.anyio
+async def test_search_runs_on_the_test_manifest(tmp_path: Path) -> None:
+    config = {"steps": 1, "warm_up": 0, "run_dir": str(tmp_path / "run")}
+    result = await run("tool_use.search", config, manifest="test")
+    assert result.version == 1
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
