@@ -113,7 +113,7 @@ class Rollouts:
 
 
 def fit_to_train(group: TrajectoryGroup, failure: FailurePolicy) -> TrajectoryGroup:
-    """The group, if every member has sampled tokens with logprobs; under MinViable, without those that have not, as long as enough are left.
+    """The group, if every member that was asked has sampled tokens with logprobs; under MinViable, without those that have not, as long as enough are left.
 
     Raises GroupFailed naming the member; ValueError under FailFast.
     """
@@ -133,7 +133,7 @@ def fit_to_train(group: TrajectoryGroup, failure: FailurePolicy) -> TrajectoryGr
 def _all_fit(trajectories: Sequence[Trajectory]) -> bool:
     """The common case, for all members in one go."""
     completions = [[turn.completion for turn in trajectory.turns] for trajectory in trajectories]
-    if not all(any(len(completion.tokens) for completion in member) for member in completions):
+    if not all(any(len(completion.tokens) for completion in member) for member in completions if member):
         return False
     flat = [completion for member in completions for completion in member]
     return all(len(each.tokens) == len(each.logprobs) for each in flat) and bool(
@@ -143,7 +143,7 @@ def _all_fit(trajectories: Sequence[Trajectory]) -> bool:
 
 def _unfit(trajectory: Trajectory) -> str:
     """Why a member cannot be trained; empty where it can."""
-    if not trajectory.sampled_tokens:
+    if trajectory.turns and not trajectory.sampled_tokens:
         return f"it sampled no tokens (ended: {trajectory.end})"
     for number, turn in enumerate(trajectory.turns):
         tokens, logprobs = turn.completion.tokens, turn.completion.logprobs

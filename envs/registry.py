@@ -38,6 +38,7 @@ _BUILT_IN: dict[str, tuple[str, str]] = {
     "calculator": ("envs.tools.calculator:groups", "arithmetic with a calculator to call"),
     "code": ("envs.code.opening:groups", "programming problems, graded by running the answers in a sandbox"),
     "guess_number": ("envs.games.guess_number:groups", "finding a number by hints, in several turns"),
+    "images": ("envs.vision.classification:groups", "which of some classes an image shows"),
     "math": ("envs.math_problems:groups", "problems of mathematics from data sets, graded by value"),
     "textarena": ("envs.games.arena:groups", "a game of TextArena, for one player or several"),
     "tic_tac_toe": ("envs.games.tic_tac_toe:groups", "tic-tac-toe against oneself, a random or a perfect player"),

@@ -32,13 +32,22 @@ def learnt(record: RunRecord) -> list[str]:
         else f"reward    {rewards[0]:.3f} in the only step"
     ]
     rewarded = [row for row in record.evaluations if math.isfinite(_reward(row))]
-    if len(rewarded) > 1:
-        first, last = rewarded[0], rewarded[-1]
-        lines.append(
-            f"evaluated {_reward(first):.3f} before and {_reward(last):.3f} after step {last['step']}, on {last.get('name')}"
-        )
+    for name in dict.fromkeys(str(row.get("name")) for row in rewarded):
+        rows = [row for row in rewarded if row.get("name") == name]
+        if len(rows) > 1:
+            lines.append(_evaluated_twice(name, rows[0], rows[-1]))
     lines += ["", *_samples("before", record.first_samples), "", *_samples("after", record.last_samples)]
     return lines
+
+
+def _evaluated_twice(name: str, first: Row, last: Row) -> str:
+    line = f"evaluated {_reward(first):.3f} before and {_reward(last):.3f} after step {last['step']}, on {name}"
+    shares = [
+        f"{metric} {first['metrics'][key]:.3f} → {last['metrics'][key]:.3f}"
+        for metric in ("correct", "win", "draw")
+        if (key := f"all/{metric}") in first["metrics"] and key in last["metrics"]
+    ]
+    return f"{line} ({', '.join(shares)})" if shares else line
 
 
 def _reward(evaluation: Row) -> float:

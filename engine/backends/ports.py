@@ -62,6 +62,8 @@ class Capabilities:
     """Same requests in the same order give the same bytes."""
     time_to_live: bool = False
     """A saved state can be given a time after which the backend drops it."""
+    images: bool = False
+    """Prompts and datums may hold images. Where not, they are rejected."""
 
 
 @runtime_checkable

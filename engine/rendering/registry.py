@@ -6,6 +6,8 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+import attrs
+
 from engine.rendering.messages import RenderError
 from engine.rendering.renderer import Renderer
 from engine.rendering.vocabulary import Vocabulary, as_vocabulary
@@ -120,8 +122,10 @@ def control_tokens(name: str) -> tuple[str, ...]:
     """The control tokens that a family of this project names, in order, without repetition. Raises RenderError for an unknown renderer."""
     if name not in _FAMILIES:
         raise RenderError(f"no family is called {name!r}; there are {', '.join(sorted(_FAMILIES))}")
-    module, family, _ = _FAMILIES[name]
+    module, family, options = _FAMILIES[name]
     found = getattr(importlib.import_module(f"engine.rendering.families.{module}"), family)
+    defaults = {field.name: field.default for field in attrs.fields(found)}
+    sees = getattr(found, "image_controls", ()) if options.get("vision", defaults.get("vision")) else ()
     grammar = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
     used = grammar if module in ("qwen3", "qwen3_5", "nemotron3", "glm", "kimi_k2") else ()
-    return tuple(dict.fromkeys((*getattr(found, "controls", ()), *getattr(found, "stops", ()), *used)))
+    return tuple(dict.fromkeys((*getattr(found, "controls", ()), *getattr(found, "stops", ()), *used, *sees)))

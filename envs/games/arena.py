@@ -7,6 +7,7 @@ seconds. A move over which a game crashes or does not come back loses, so that n
 from __future__ import annotations
 
 import importlib.util
+import random
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
@@ -16,6 +17,7 @@ from engine.backends.values import SamplingParams
 from engine.completion import Completer
 from engine.rendering import Renderer
 from engine.runtime.processes import BudgetExceeded, JobFailed, WorkerPool
+from engine.runtime.seeds import derive_seed
 from envs.games.arena_worker import ArenaSpec, Heard, Position, advance
 from envs.games.game import Game
 from envs.games.match import MatchRules, Opponent
@@ -204,8 +206,7 @@ async def groups(
     `pool`: workers that run already, to be shared; None: as many `workers` of their own. `opponent`: self, random (for games that list the legal moves) or model (the completer). `options`: keywords of the game's class. Raises ArenaGameFailed where
     the game cannot be played.
     """
-    if importlib.util.find_spec("textarena") is None:
-        raise ImportError("TextArena is not installed: pip install 'callsheet[textarena]'")
+    require_textarena()
     seats = players or players_of(game)
     other = _opponent(opponent, model, params)
     async with nullcontext(pool) if pool is not None else WorkerPool(workers, preload=("textarena",)) as running:
@@ -229,6 +230,41 @@ async def groups(
             count=count,
             seed=seed,
         )
+
+
+def require_textarena() -> None:
+    """Raises ImportError saying what to install."""
+    if importlib.util.find_spec("textarena") is None:
+        raise ImportError("TextArena is not installed: pip install 'callsheet[textarena]'")
+
+
+async def example_games(
+    game: str, count: int, *, players: int | None = None, options: Mapping[str, Any] | None = None, seed: int = 0
+) -> list[list[tuple[str, str]]]:
+    """Games between players who draw any of the moves that the game lists: for each player of each of `count` games, (what it was told, what it answered) by turn.
+
+    Raises ArenaGameFailed where the game cannot be played, or lists no moves.
+    """
+    require_textarena()
+    seats = players or players_of(game)
+    found: list[list[tuple[str, str]]] = []
+    async with WorkerPool(1, spares=0, preload=("textarena",)) as pool:
+        for number in range(count):
+            rng = random.Random(derive_seed(seed, number))
+            playing = ArenaGame(pool, ArenaSpec(game, seats, rng.getrandbits(62), dict(options or {})))
+            await playing.start()
+            turns: list[list[tuple[str, str]]] = [[] for _ in range(seats)]
+            while playing.acting():
+                (seat,) = playing.acting()
+                moves = playing.legal_moves(seat)
+                if not moves:
+                    raise ArenaGameFailed(f"{game} does not list the moves there are, so no examples can be made of it")
+                told = f"{playing.rules(seat)}\n\n{playing.news(seat)}" if not turns[seat] else playing.news(seat)
+                move = rng.choice(moves)
+                turns[seat].append((told, move))
+                await playing.play({seat: move})
+            found += [turn for turn in turns if turn]
+    return found
 
 
 def _opponent(name: str, model: Completer | None, params: SamplingParams | None) -> Opponent | None:

@@ -71,8 +71,8 @@ class TicTacToe(Game):
     seats = 2
 
     def __init__(self, board: str = EMPTY, *, terse: bool = False) -> None:
-        """`board`: nine characters of X, O and a dot, from which the game goes on. `terse`: shows the board and no word more, for models that know the game
-        by its shape."""
+        """`board`: nine characters of X, O and a dot, from which the game goes on. `terse`: shows the numbers of the free squares, one's own and the other's, and no word
+        more, for models that speak no language."""
         if len(board) != 9 or set(board) - set("XO.") or board.count("X") - board.count("O") not in (0, 1):
             raise ValueError(f"{board!r} is no tic-tac-toe board: nine of X, O and ., as many X as O or one more")
         self.board = board
@@ -91,10 +91,10 @@ class TicTacToe(Game):
             "along a diagonal. Answer with the number of a free square, and nothing else."
         )
 
-    def news(self, seat: int) -> str:  # noqa: ARG002
+    def news(self, seat: int) -> str:
         """The board: free squares as numbers."""
         if self._terse:
-            return " ".join(self.board)
+            return terse(self.board, seat)
         shown = [mark if mark != "." else str(square + 1) for square, mark in enumerate(self.board)]
         return "\n".join(" | ".join(shown[row : row + 3]) for row in (0, 3, 6))
 
@@ -123,6 +123,26 @@ class TicTacToe(Game):
         return [str(square + 1) for square in free(self.board)]
 
 
+def terse(board: str, seat: int) -> str:
+    """The squares as the seat sees them: free ones, its own, the other's; `2345678 1 9`, with a dash for none."""
+    return " ".join(
+        "".join(str(square + 1) for square in range(9) if board[square] == mark) or "-"
+        for mark in (".", MARKS[seat], MARKS[1 - seat])
+    )
+
+
+def example_turn(rng: random.Random, *, knows: float) -> tuple[str, str]:
+    """A position out of a game, as the player to move sees it (`terse`), and its answer: at a share `knows` a perfect move, else any free square."""
+    while True:
+        board = EMPTY
+        for _ in range(rng.randrange(9)):
+            if winner(board) is None and "." in board:
+                board = put(board, rng.choice(best_moves(board) if rng.random() < 0.5 else free(board)))
+        if winner(board) is None and "." in board:
+            squares = best_moves(board) if rng.random() < knows else free(board)
+            return terse(board, to_move(board)), str(rng.choice(squares) + 1)
+
+
 @attrs.define
 class Minimax:
     """Plays perfectly; among equally good squares, any."""
@@ -143,7 +163,9 @@ class Minimax:
         return str(squares[self._random.randrange(len(squares))] + 1)
 
 
-def opponent_named(name: str, model: Completer | None = None, params: SamplingParams | None = None) -> Opponent | None:
+def opponent_named(
+    name: str, model: Completer | None = None, params: SamplingParams | None = None, *, memory: bool = True
+) -> Opponent | None:
     """self: None. random, minimax, and mixed (minimax that draws every third move at random). model: the completer, which must be given."""
     known: dict[str, Opponent] = {"random": RandomPlayer, "minimax": Minimax, "mixed": mixed(Minimax, 1 / 3)}
     if name == "self":
@@ -151,7 +173,7 @@ def opponent_named(name: str, model: Completer | None = None, params: SamplingPa
     if name == "model":
         if model is None:
             raise ValueError("the opponent 'model' needs a model: give a completer")
-        return completer(model, params or SamplingParams(max_tokens=16))
+        return completer(model, params or SamplingParams(max_tokens=16), memory=memory)
     if name not in known:
         raise ValueError(f"no opponent is called {name!r}; there are self, model, {', '.join(known)}")
     return known[name]
@@ -164,6 +186,7 @@ def groups(
     seed: int = 0,
     opponent: str = "self",
     model: Completer | None = None,
+    params: SamplingParams | None = None,
     seat: int | None = None,
     terse: bool = False,
     memory: bool = True,
@@ -177,7 +200,7 @@ def groups(
         renderer=renderer,
         make_game=lambda _: TicTacToe(terse=terse),
         matches=group_size,
-        opponent=opponent_named(opponent, model),
+        opponent=opponent_named(opponent, model, params, memory=memory),
         opponent_name="self_play" if opponent == "self" else f"vs_{opponent}",
         seat=seat,
         rules=rules,

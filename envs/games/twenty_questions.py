@@ -23,7 +23,7 @@ from engine.completion import Completer, Reply
 from engine.rendering import Dialogue, Message, Renderer, ToolSpec, assistant, system, user
 from engine.runtime.seeds import derive_seed
 from envs.contracts import Env, GroupBuilder, Observation, Step
-from envs.games.things import THINGS, property_asked
+from envs.games.things import PROPERTIES, THINGS, property_asked
 
 QUESTION = (
     "I think of a thing. Find out what it is in at most {turns} turns. In each turn, ask one question that can be answered with yes or no, "
@@ -243,3 +243,70 @@ def groups(
     """What `envs.registry` opens as "twenty_questions"; without an answerer, one that knows the list of things."""
     rules = TwentyRules(turns, patience=patience, explain=explain)
     return TwentyGroups(renderer, answerer or KnowingAnswerer(), rules, tuple(things or THINGS), group_size, seed=seed)
+
+
+# ---- players to learn from
+
+
+def questions_for(things: Sequence[str]) -> dict[str, str]:
+    """A question for each property that some of the things have and others have not."""
+    return {
+        name: f"Is it {_ADJECTIVES.get(name, name)}?"
+        for name in PROPERTIES
+        if 0 < sum(name in THINGS[thing] for thing in things) < len(things)
+    }
+
+
+def example_game(things: Sequence[str], turns: int, rng: random.Random, *, knows: float) -> list[tuple[str, str]]:
+    """A game as (what was said, what was asked or guessed). At a share `knows` of the games the player halves the things that are left, and names the last one; in the
+    others it asks anything, and guesses anything at the end."""
+    thing = rng.choice(list(things))
+    knowing = rng.random() < knows
+    questions = questions_for(things)
+    left, said, game = list(things), "", []
+    for turn in range(turns):
+        if knowing and len(left) > 1:
+            name = min(
+                questions, key=lambda each: (abs(2 * sum(each in THINGS[other] for other in left) - len(left)), each)
+            )
+        elif knowing or turn == turns - 1 or rng.random() < 0.2:
+            guess = left[0] if knowing else rng.choice(list(things))
+            game.append((said, f"Guess: {guess}"))
+            if guess == thing:
+                break
+            said = "no"
+            continue
+        else:
+            name = rng.choice(list(questions))
+        game.append((said, questions[name]))
+        has = name in THINGS[thing]
+        left = [other for other in left if (name in THINGS[other]) == has]
+        said = "yes" if has else "no"
+    return game
+
+
+def conversation(opening: str, game: Sequence[tuple[str, str]]) -> list[Message]:
+    """A game's turns as messages."""
+    return [
+        message
+        for number, (said, asked) in enumerate(game)
+        for message in (user(said if number else opening), assistant(asked))
+    ]
+
+
+_ADJECTIVES = {
+    "animal": "an animal",
+    "plant": "a plant",
+    "flies": "able to fly",
+    "swims": "able to swim",
+    "food": "food",
+    "made": "man-made",
+    "metal": "made of metal",
+    "home": "found at home",
+    "wheels": "on wheels",
+    "hand": "small",
+    "legs": "on four legs",
+    "music": "an instrument",
+    "worn": "worn",
+    "sky": "in the sky",
+}

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from actors import RunResult
     from engine.rendering import Message
 
-KNOWS = 0.15
+KNOWS = 0.2
 """Share of the example games whose player halves what is left; the others guess anything."""
 
 
@@ -39,6 +40,8 @@ class Config(GameConfig):
 
     game: GuessRules = attrs.field(factory=lambda: GuessRules(1, 15, 4, explain=False))
     """Which numbers, how many guesses, what is won."""
+    steps: int = attrs.field(default=25, validator=attrs.validators.ge(1))
+    """Optimizer steps."""
 
 
 BY_MODEL: dict[str, Any] = {**FOR_REAL_MODELS, "game": GuessRules(1, 20, 6)}
@@ -57,7 +60,7 @@ def _example(config: Config, number: int) -> Sequence[Message]:
     return conversation(example_game(config.game, rng, knows=KNOWS))
 
 
-def _games(config: Config, opened: OpenedModel) -> AbstractAsyncContextManager[Games]:
+def _games(config: Config, opened: OpenedModel, _: Path) -> AbstractAsyncContextManager[Games]:
     from engine.runtime.seeds import derive_seed
 
     train = GuessGroups(opened.renderer, config.game, config.group_size, seed=derive_seed(config.seed, 1))

@@ -35,9 +35,9 @@ class GameConfig(runs.RunConfig):
     """Pace: synchronous by default."""
     group_size: int = attrs.field(default=16, validator=_positive)
     """Games in a group, all from the same start."""
-    warm_up: int = attrs.field(default=150, validator=attrs.validators.ge(0))
+    warm_up: int = attrs.field(default=250, validator=attrs.validators.ge(0))
     """Supervised steps before, of the tiny model, on games of a poor player."""
-    learning_rate: LearningRateConfig = attrs.field(factory=lambda: LearningRateConfig(peak=4e-3, warmup_steps=3))
+    learning_rate: LearningRateConfig = attrs.field(factory=lambda: LearningRateConfig(peak=2e-3, warmup_steps=3))
     """The learning rate over the run."""
     grad_clip: float = attrs.field(default=1.0, validator=attrs.validators.ge(0.0))
     """Largest norm of a step's gradient, which is a sum over tokens; 0: no limit."""
@@ -89,10 +89,12 @@ class Lesson:
     """What `python -m` runs."""
     example: Callable[[int], Sequence[Message]]
     """Example game number `n`, as messages: what the tiny model is warmed up on."""
-    open_games: Callable[[OpenedModel], AbstractAsyncContextManager[Games]]
-    """Opens the games for a model, with what they need."""
+    open_games: Callable[[OpenedModel, Path], AbstractAsyncContextManager[Games]]
+    """Opens the games for a model, with what they need; the path is the run's directory."""
     context: int = 128
     """Longest game of the tiny model, in its tokens."""
+    vocabulary: int = 512
+    """Most tokens of the tiny model: enough that long texts which come again and again are few of them."""
 
     @property
     def name(self) -> str:
@@ -115,7 +117,7 @@ async def learn(config: GameConfig, ports: Ports, lesson: Lesson) -> RunResult |
     async with cli.stop_on_interrupt(stop), _open(config, directory, ports, lesson, stop) as opened:
         result = None
         if not stop.requested:
-            async with lesson.open_games(opened) as games:
+            async with lesson.open_games(opened, directory) as games:
                 result = await _train(config, directory, opened, games, lesson, stop)
     runs.tell(directory, result, lesson.module)
     return result
@@ -132,7 +134,8 @@ async def _open(
     make_tiny = None
     if config.model == TINY:
         shown = [lesson.example(-1 - number) for number in range(200)]
-        make_tiny = tiny_model_for(config.renderer or RENDERERS[TINY], shown, context=lesson.context)
+        renderer = config.renderer or RENDERERS[TINY]
+        make_tiny = tiny_model_for(renderer, shown, context=lesson.context, vocabulary=lesson.vocabulary)
     async with ports.open_model(config, directory, seed=config.seed, make_tiny=make_tiny) as opened:
         if config.model == TINY and config.warm_up:
             batches = WorkedConversations(opened.renderer, lesson.example, config.warm_up, batch_size=128)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
+
 import anyio
+import attrs
 import numpy as np
 
-from engine.backends.conformance.subject import Subject, close, policy, require, same, snapshot_of, step
+from engine.backends.conformance.subject import CROSS_ENTROPY, Subject, close, policy, require, same, snapshot_of, step
 from engine.backends.errors import BackendError, RequestRejected
-from engine.backends.values import ModelInput
+from engine.backends.values import Datum, ImageChunk, ModelInput
 
 
 async def completions_are_well_formed(subject: Subject) -> None:
@@ -217,6 +221,44 @@ async def prompts_that_do_not_fit_are_rejected(subject: Subject) -> None:
             require(False, "a sequence longer than the model's context was accepted")
 
 
+async def images_are_taken_or_rejected(subject: Subject) -> None:
+    """A prompt and a datum with an image are taken by a backend that declares `images`, and rejected before anything is computed by one that does not."""
+    async with subject.open() as backend:
+        text = subject.prompt().chunks
+        prompt = ModelInput((*text, ImageChunk(_grey_square(), 4), *text))
+        request = attrs.evolve(subject.request(num_samples=2), prompt=prompt)
+        length = prompt.length
+        targets_T, weights_T = np.zeros(length, np.int64), np.zeros(length, np.float32)
+        targets_T[-2:], weights_T[-2:] = subject.tokens[0], 1.0
+        datum = Datum(prompt, {"target_tokens": targets_T, "weights": weights_T})
+        snapshot = await snapshot_of(backend)
+        if backend.capabilities.images:
+            require(len(await backend.sample(snapshot, request)) == 2, "two samples of a prompt with an image")
+            result = await backend.forward([datum], CROSS_ENTROPY).result()
+            require(result.logprobs[0].shape == (length,), "a log-prob for every position, those of the image too")
+            return
+        for what in ("a prompt", "a datum"):
+            try:
+                if what == "a prompt":
+                    await backend.sample(snapshot, request)
+                else:
+                    await backend.forward([datum], CROSS_ENTROPY).result()
+            except RequestRejected as error:
+                require("image" in str(error), f"the message does not say that it is the image: {error}")
+            else:
+                require(False, f"{what} with an image was accepted, but capabilities.images is False")
+
+
+def _grey_square(side: int = 32) -> bytes:
+    """A PNG file."""
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    pixels = zlib.compress((b"\0" + bytes([128]) * (3 * side)) * side)
+    chunks = ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+
+
 CHECKS = (
     completions_are_well_formed,
     seeds_reproduce,
@@ -230,4 +272,5 @@ CHECKS = (
     released_snapshots_are_gone,
     cancelled_calls_leave_nothing,
     prompts_that_do_not_fit_are_rejected,
+    images_are_taken_or_rejected,
 )

@@ -77,6 +77,7 @@ class TinkerBackend:
             max_context,
             session.options.request_deadline,
             time_to_live=session.traits.expires,
+            images=True,
         )
         self._session = session
         self._tokenizer = tokenizer

@@ -49,6 +49,7 @@ class Kimi(Family):
     vision: bool = False
     controls: ClassVar[tuple[str, ...]] = (SYSTEM, *ROLE.values(), MIDDLE, *SECTION, CALL_BEGIN, ARGUMENTS, CALL_END)
     stops: ClassVar[tuple[str, ...]] = (IM_END,)
+    image_controls: ClassVar[tuple[str, ...]] = ("<|media_begin|>", "<|media_content|>", "<|media_end|>")
 
     @property
     def has_extension_property(self) -> bool:
@@ -170,11 +171,12 @@ class Kimi(Family):
         """`<|media_begin|>image<|media_content|>`, as many positions as the image takes, `<|media_end|>`."""
         if not self.vision:
             Family.write_image(self, out, index, image)
-        out.control("<|media_begin|>")
+        begin, content, end = self.image_controls
+        out.control(begin)
         out.text("image")
-        out.control("<|media_content|>")
+        out.control(content)
         out.image(image_chunk(image, kimi_tokens(*image_size(image))))
-        out.control("<|media_end|>")
+        out.control(end)
 
 
 def _sorted(value: Any) -> Any:

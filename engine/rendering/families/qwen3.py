@@ -28,6 +28,7 @@ class Qwen3(ChatML):
     thinking: Literal["hybrid", "prefilled", "disabled", "none"] = "hybrid"
     vision: bool = False
     controls: ClassVar[tuple[str, ...]] = (IM_START, *CALL)
+    image_controls: ClassVar[tuple[str, ...]] = ("<|vision_start|>", "<|vision_end|>")
 
     @property
     def has_extension_property(self) -> bool:
@@ -115,9 +116,9 @@ class Qwen3(ChatML):
         """`<|vision_start|>`, as many positions as the image takes, `<|vision_end|>`."""
         if not self.vision:
             ChatML.write_image(self, out, index, image)
-        out.control("<|vision_start|>")
+        out.control(self.image_controls[0])
         out.image(image_chunk(image, qwen_vl_tokens(*image_size(image))))
-        out.control("<|vision_end|>")
+        out.control(self.image_controls[1])
 
 
 def last_query(conversation: Conversation) -> int:

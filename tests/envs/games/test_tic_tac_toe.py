@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Iterator
 
 import numpy as np
@@ -101,14 +102,15 @@ def test_what_a_player_sees() -> None:
     game = TicTacToe("X...O....")
     assert game.news(0) == "X | 2 | 3\n4 | O | 6\n7 | 8 | 9"
     assert "play tic-tac-toe as O against X" in game.rules(1)
-    assert TicTacToe("X...O....", terse=True).news(0) == "X . . . O . . . ."
+    assert TicTacToe("X...O....", terse=True).news(0) == "2346789 1 5"
+    assert TicTacToe("X...O....", terse=True).news(1) == "2346789 5 1"
+    assert TicTacToe(terse=True).news(0) == "123456789 - -"
     assert TicTacToe(terse=True).rules(0) == ""
     assert game.legal_moves(0) == ["2", "3", "4", "6", "7", "8", "9"]
 
 
 def first_free(prompt: str, request: SampleRequest) -> str:
-    board = prompt.rstrip().removesuffix("Assistant:").split()[-9:]
-    return str(board.index(".") + 1)
+    return prompt.rstrip().removesuffix("Assistant:").split()[-3][0]
 
 
 def test_fixed_opponents_and_seats_in_rotation() -> None:
@@ -141,15 +143,27 @@ def test_wrong_opponents_and_seats_are_said() -> None:
         ttt.groups(RENDERER, opponent="random", seat=2)
 
 
+def test_example_turns_are_legal_and_as_good_as_asked_for() -> None:
+    for knows in (0.0, 1.0):
+        rng = random.Random(3)
+        for _ in range(300):
+            shown, answer = ttt.example_turn(rng, knows=knows)
+            _, mine, others = (set(part.strip("-")) for part in shown.split())
+            marks = "XO" if len(mine) == len(others) else "OX"
+            board = "".join(marks[0] if n in mine else marks[1] if n in others else "." for n in "123456789")
+            assert ttt.terse(board, ttt.to_move(board)) == shown
+            square = TicTacToe(board).read(0, answer)
+            assert knows == 0.0 or square in ttt.best_moves(board)
+
+
 # ---- self-play at length
 
 
 def plays_anything(request: SampleRequest, index: int) -> Draw:
     """Mostly free squares, sometimes a taken one, now and then nonsense; slow at times."""
     text = TOKENIZER.decode(request.prompt.tokens.tolist())
-    board = text.rstrip().removesuffix("Assistant:").split()[-9:]
+    free = list(text.rstrip().removesuffix("Assistant:").split()[-3].strip("-"))
     rng = np.random.default_rng(derive_seed(request.seed, index))
-    free = [str(square + 1) for square, mark in enumerate(board) if mark == "."]
     said = "pass" if rng.random() < 0.01 or not free else str(rng.choice(free if rng.random() < 0.97 else list("159")))
     seconds = LogNormal(0.5, 1.0).draw(rng.random(), rng.random())
     return Draw(np.array(TOKENIZER.encode(f" {said}\n\nUser:").ids, np.int32), seconds)
@@ -184,6 +198,25 @@ def self_play(games: int, schedule: Schedule, seed: int) -> SimulationReport[Run
         )
 
     return simulate(program, seed=seed, horizon=1e6)
+
+
+def test_games_that_are_over_before_the_second_players_turn_are_trained() -> None:
+    """A member that was never asked has a reward and no datum, and its group is as good as any."""
+
+    async def program() -> RunResult:
+        return await train_rl(
+            SimulatedBackend(SamplerModel(vocabulary=(0, 512), script=lambda request, index: Draw(passes))),
+            groups=ttt.groups(RENDERER, group_size=3, terse=True),
+            schedule=Schedule(2),
+            steps=2,
+            settings=RLSettings(advantages=by_seat(2), drop_constant_groups=False),
+        )
+
+    passes = np.array(TOKENIZER.encode(" pass\n\nUser:").ids, np.int32)
+    for row in simulate(program).unwrap().rows:
+        assert (row["groups/failed"], row["optim/datums"], row["env/all/total_episodes"]) == (0, 6, 12)
+        assert row["env/all/reward/total"] == 0
+        assert row["env/all/turns_per_episode"] == 0.5
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -18,6 +20,9 @@ from envs.games.twenty_questions import (
     TwentyGroup,
     TwentyGroups,
     TwentyRules,
+    conversation,
+    example_game,
+    questions_for,
     read_reply,
     read_turn,
 )
@@ -187,3 +192,30 @@ def test_every_thing_comes_once_before_any_comes_again() -> None:
     for start in range(0, 12, 3):
         assert sorted(things[start : start + 3]) == ["cat", "dog", "sun"]
     assert len({tuple(things[start : start + 3]) for start in range(0, 12, 3)}) > 1
+
+
+# ---- example games
+
+
+def test_every_question_of_the_examples_is_understood_by_the_answerer_that_knows() -> None:
+    for name, question in questions_for(tuple(THINGS)).items():
+        assert property_asked(question) == name, question
+
+
+def test_example_games() -> None:
+    things = ("dog", "eagle", "shark", "apple", "car", "hammer", "lamp", "sun")
+    for knows, least, most in ((0.0, 0.02, 0.3), (1.0, 1.0, 1.0)):
+        rng = random.Random(1)
+        found = 0
+        for _ in range(200):
+            game = example_game(things, 6, rng, knows=knows)
+            messages = conversation("Ready?", game)
+            assert [message.role for message in messages] == ["user", "assistant"] * len(game)
+            assert messages[0].text == "Ready?"
+            thing = game[-1][1].removeprefix("Guess: ")
+            if len(game) < 6 or knows == 1.0:  # found: what was said on the way is true of it
+                found += 1
+                for (_, asked), (said, _) in itertools.pairwise(game):
+                    if asked.endswith("?"):
+                        assert said == ("yes" if property_asked(asked) in THINGS[thing] else "no")
+        assert least <= found / 200 <= most

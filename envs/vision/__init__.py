@@ -1,0 +1,1 @@
+"""Images: what is to be seen in them."""
