@@ -210,7 +210,7 @@ class Match:
         return False
 
     async def _ask(self, seat: int) -> Move:
-        """An opponent's move, by the same rules as a member's."""
+        """An opponent's move. Where it finds none, a random one is made for it, if the game lists them: won for nothing is nothing learnt."""
         player, news = self._players[seat], self.game.news(seat)
         with within(self.rules.move_seconds, "turn", f"the move of {type(player).__name__} at seat {seat}"):
             for _ in range(1 + self.rules.retries):
@@ -219,10 +219,10 @@ class Match:
                 except IllegalMove as error:
                     self.illegal[seat] += 1
                     news = str(error)
-        return self._instead_of_illegal(seat)
+        return self._instead_of_illegal(seat, random_if_any=True)
 
-    def _instead_of_illegal(self, seat: int) -> Move:
-        legal = self.game.legal_moves(seat) if self.rules.illegal == "random" else ()
+    def _instead_of_illegal(self, seat: int, *, random_if_any: bool = False) -> Move:
+        legal = self.game.legal_moves(seat) if random_if_any or self.rules.illegal == "random" else ()
         if legal:
             return self.game.read(seat, self._random.choice(legal))
         self._end("illegal", [seat])

@@ -57,6 +57,8 @@ class Config(GameConfig):
     """How many turns, what is won."""
     things: tuple[str, ...] = FEW
     """What is to be found."""
+    steps: int = attrs.field(default=20, validator=attrs.validators.ge(1))
+    """Optimizer steps."""
     max_tokens: int = attrs.field(default=12, validator=attrs.validators.ge(1))
     """Longest question."""
 

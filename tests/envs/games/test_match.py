@@ -188,8 +188,17 @@ def test_an_answer_that_was_cut_off_is_no_move() -> None:
     assert rewards(result) == [-1.0, 1.0]
 
 
-def test_opponents_are_held_to_the_same_rules() -> None:
-    table = Table(opponents={1: scripted(["nothing", "none", "2"])}, rules=MatchRules(retries=1))
+def test_an_opponent_without_a_legal_move_has_a_random_one_made_or_loses_where_none_are_listed() -> None:
+    table = Table(lambda: Rounds(rounds=1), opponents={1: scripted(["nothing", "none"])}, rules=MatchRules(retries=1))
+    _, group = played(table, Speaker(says({0: "1"})))
+    assert group.matches[0].illegal == [0, 2]
+    assert table.games[0].said[1] in (1, 2, 3)
+
+    class Unlisted(Rounds):
+        def legal_moves(self, seat: int) -> Sequence[str]:
+            return ()
+
+    table = Table(Unlisted, opponents={1: scripted(["nothing", "none"])}, rules=MatchRules(retries=1))
     result, group = played(table, Speaker(says({0: "1"})))
     assert (group.matches[0].outcome.ending, group.matches[0].outcome.culprits) == ("illegal", (1,))  # type: ignore[union-attr]
     assert rewards(result) == [1.0]
