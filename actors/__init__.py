@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from actors.run import RunResult
     from actors.sampler import Sampler, SamplerSettings, SamplingFailed
     from actors.schedule import Schedule
-    from actors.scoring import Scorer, ScorersByTag, score_targets, with_reference_logprobs
+    from actors.scoring import Scorer, ScorersByTag, ScoreSource, score_targets, with_reference_logprobs
 
 _HOMES = {
     "BatchDataset": "actors.batches",
@@ -40,6 +40,7 @@ _HOMES = {
     "SamplerSettings": "actors.retries",
     "SamplingFailed": "actors.retries",
     "Schedule": "actors.schedule",
+    "ScoreSource": "actors.scoring",
     "Scorer": "actors.scoring",
     "ScorersByTag": "actors.scoring",
     "StopRequest": "actors.learning",
@@ -71,6 +72,7 @@ __all__ = [
     "SamplerSettings",
     "SamplingFailed",
     "Schedule",
+    "ScoreSource",
     "Scorer",
     "ScorersByTag",
     "StopRequest",

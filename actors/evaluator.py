@@ -14,10 +14,11 @@ from typing import Protocol
 import anyio
 import attrs
 
+from actors.divergence import Divergences
 from actors.reference import ReferencePolicy
 from actors.reports import EvaluationReport, Report
 from actors.sampler import Sampler, ServedPolicy
-from actors.scoring import Scorer, score_targets
+from actors.scoring import Scorer, ScoreSource, score_targets
 from engine.backends.values import Datum
 from engine.runtime.channels import Sender
 from engine.runtime.instrumentation import Tracer
@@ -160,8 +161,11 @@ def group_evaluation(
     concurrency: int = 16,
     seed: int = 0,
     blocking: bool = False,
+    kl_to: Sequence[ScoreSource] = (),
 ) -> Evaluation:
     """Plays every group of a dataset, at most `concurrency` at a time, and reports the mean reward and the means of the envs' metrics, by tag too.
+
+    `kl_to`: policies, to each of which the mean KL in nats per sampled token is reported, as `<tag>/<source's name>` (k1 on what the evaluated policy sampled).
 
     The same seeds are used each time, so that two evaluations differ by the policy alone. A group that fails is not counted as a wrong answer: it fails the
     evaluation, unless `settings.failure` lets it live.
@@ -170,8 +174,9 @@ def group_evaluation(
     if concurrency < 1:
         raise ValueError(f"evaluation '{name}': concurrency must be at least 1, got {concurrency}")
 
-    async def run(policy: Policy) -> Mapping[str, float]:
+    async def run(policy: EvaluatedPolicy) -> Mapping[str, float]:
         seen: dict[str, list[float]] = {}
+        divergences = Divergences(kl_to, policy)
         limiter = anyio.Semaphore(concurrency)
         limited = rollout.within_context(getattr(policy, "max_context", None))
 
@@ -180,6 +185,7 @@ def group_evaluation(
                 build: Callable[[int], GroupBuilder] = groups.__getitem__
                 builder = await offload(build, index) if getattr(groups, "blocking", False) else build(index)
                 group = await play_group(builder, policy, limited, derive_seed(seed, index))
+                await divergences.add(group)
             for tag in dict.fromkeys(("all", *group.tags)):
                 for metric, value in _measured(group):
                     seen.setdefault(f"{tag}/{metric}", []).append(value)
@@ -187,7 +193,8 @@ def group_evaluation(
         async with anyio.create_task_group() as tasks:
             for index in range(len(groups)):
                 tasks.start_soon(one, index)
-        return {metric: sum(sorted(values)) / len(values) for metric, values in sorted(seen.items())}
+        means = {metric: sum(sorted(values)) / len(values) for metric, values in sorted(seen.items())}
+        return {**means, **divergences.metrics()}
 
     return Evaluation(name, run, every=every, blocking=blocking)
 

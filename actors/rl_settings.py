@@ -9,8 +9,7 @@ import attrs
 
 from actors.objective import LossChoice
 from actors.retries import SamplerSettings
-from actors.scoring import CONCURRENCY, INITIAL, NEWEST, ScoredBy, ScorersByTag
-from actors.scoring_ahead import ScoreSource
+from actors.scoring import CONCURRENCY, INITIAL, NEWEST, ScoredBy, ScorersByTag, ScoreSource
 from actors.shaping import PROXIMAL
 from engine.backends.values import AdamParams
 from engine.training.advantages import AdvantageFn

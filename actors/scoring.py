@@ -63,6 +63,17 @@ ScoredBy = Scorer | ScorersByTag | Literal["initial", "newest"]
 
 
 @attrs.frozen(eq=False)
+class ScoreSource:
+    """Scores that every group gets: their name, and who gives them."""
+
+    name: str
+    scorer: ScoredBy
+    """`newest` is, in an evaluation, the policy that is evaluated; `initial` is a run's own and has no meaning there."""
+    privileged: bool = False
+    """Whether it reads the turns' teacher prompts."""
+
+
+@attrs.frozen(eq=False)
 class ToScore:
     """A sequence to be scored, and which of its tokens were sampled."""
 

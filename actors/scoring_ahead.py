@@ -19,23 +19,13 @@ from anyio.abc import TaskGroup
 from actors.giving_back import GivingBack
 from actors.retries import SamplerSettings, ask
 from actors.sampler import Sampler
-from actors.scoring import NEWEST, ScoredBy, Scorer, ScorersByTag, ToScore, sequences_to_score
+from actors.scoring import NEWEST, Scorer, ScorersByTag, ScoreSource, ToScore, sequences_to_score
 from actors.work import FinishedGroup, UnderWay
 from engine.backends.values import Logprobs, ModelInput
 from engine.runtime.channels import Receiver, Sender
 from engine.runtime.instrumentation import Tracer
 from engine.runtime.seeds import derive_seed
 from envs.rollout import FailFast, FailurePolicy, GroupFailed
-
-
-@attrs.frozen(eq=False)
-class ScoreSource:
-    """Scores that every group gets."""
-
-    name: str
-    scorer: ScoredBy
-    privileged: bool = False
-    """Whether it reads the turns' teacher prompts."""
 
 
 class ServedScorer:

@@ -136,13 +136,22 @@ class ArithmeticEnv(ProblemEnv):
     """One attempt at an arithmetic problem: 1 for the right number, 0 for any other."""
 
     def __init__(
-        self, renderer: Renderer, problem: Problem, *, wording: str = "What is {}?", examples: Sequence[Problem] = ()
+        self,
+        renderer: Renderer,
+        problem: Problem,
+        *,
+        wording: str = "What is {}?",
+        examples: Sequence[Problem] = (),
+        hint: str | None = None,
     ) -> None:
-        """`wording` is the question, with {} where the problem stands; `examples` are asked and answered before it."""
+        """`wording` is the question, with {} where the problem stands; `examples` are asked and answered before it. `hint`: what a teacher is asked in the
+        question's place, made of {question}, {answer} and {solution}; None: the question.
+        """
         super().__init__(renderer)
         self.problem = problem
         self.wording = wording
         self.examples = examples
+        self.hint = hint
 
     def question(self) -> str:
         """The problem, worded."""
@@ -150,10 +159,21 @@ class ArithmeticEnv(ProblemEnv):
 
     def messages(self) -> Sequence[Message]:
         """The examples with their answers, then the question."""
+        return [*self._shown(), user(self.question())]
+
+    def teacher_messages(self) -> Sequence[Message] | None:
+        """The same with the hint in the question's place, where there is one."""
+        if self.hint is None:
+            return None
+        question, answer = self.question(), self.problem.answer
+        told = self.hint.format(question=question, answer=answer, solution=f"{self.problem} = {answer}")
+        return [*self._shown(), user(told)]
+
+    def _shown(self) -> list[Message]:
         shown = []
         for example in self.examples:
             shown += [user(self.wording.format(example)), assistant(str(example.answer))]
-        return [*shown, user(self.question())]
+        return shown
 
     def grade(self, answer: str) -> float:
         """Compares the number that the answer settles on."""
@@ -177,6 +197,8 @@ class ArithmeticGroups:
     wording: str = "What is {}?"
     examples: int = attrs.field(default=0, validator=attrs.validators.ge(0))
     """Problems shown with their answers before each question: for a model that would otherwise talk around it."""
+    hint: str | None = None
+    """What a teacher reads in the question's place, made of {question}, {answer} and {solution}; None: the question."""
 
     def __len__(self) -> int:
         return self.count
@@ -191,7 +213,7 @@ class ArithmeticGroups:
         # The same for every problem, so that a backend may keep the beginning of the prompt; drawn from a stream that no problem comes from.
         seed = derive_seed(self.seed, -1)
         shown = [self.difficulty.draw(seed, number) for number in range(self.examples)]
-        return ArithmeticEnv(self.renderer, problem, wording=self.wording, examples=shown)
+        return ArithmeticEnv(self.renderer, problem, wording=self.wording, examples=shown, hint=self.hint)
 
 
 def groups(

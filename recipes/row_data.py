@@ -19,7 +19,7 @@ MOST_HELD_OUT = 128
 
 
 @attrs.frozen(kw_only=True)
-class RowsConfig(runs.RunConfig):
+class SourceConfig(runs.RunConfig):
     """Rows, and how many of them are held out."""
 
     dataset: str | None = None
@@ -37,8 +37,6 @@ class RowsConfig(runs.RunConfig):
     than a tenth of what is trained on."""
     limit: int | None = attrs.field(default=None, validator=_positive)
     """Rows to take at most, the first ones."""
-    max_tokens: int | None = attrs.field(default=2048, validator=_at_least_two)
-    """The most tokens of an example; None: no limit."""
     on_bad_row: OnBadRow = "error"
     """What to do with a row that cannot be used: one without messages, with roles out of order, with nothing to learn from. skip is counted in the metrics."""
 
@@ -48,8 +46,16 @@ class RowsConfig(runs.RunConfig):
             raise ValueError("dataset cannot be given beside --data: both say what to train on")
 
 
+@attrs.frozen(kw_only=True)
+class RowsConfig(SourceConfig):
+    """Rows that become training sequences."""
+
+    max_tokens: int | None = attrs.field(default=2048, validator=_at_least_two)
+    """The most tokens of an example; None: no limit."""
+
+
 def load_split(
-    config: RowsConfig, load: LoadRows, made: Rows, read: Callable[[Rows], Examples[T]]
+    config: SourceConfig, load: LoadRows, made: Rows, read: Callable[[Rows], Examples[T]]
 ) -> tuple[Examples[T], Examples[T] | None]:
     """What to train on, and what is held out, as `read` has it. Blocks: it may download, and indexes files. `made`: the rows where no data is named."""
     train = read(_rows(config, load, made))
@@ -67,7 +73,7 @@ def load_split(
     return train.split(count, config.seed) if count else (train, None)
 
 
-def _rows(config: RowsConfig, load: LoadRows, made: Rows) -> Rows:
+def _rows(config: SourceConfig, load: LoadRows, made: Rows) -> Rows:
     if config.data is not None:
         return load(config.data, limit=config.limit)
     if config.dataset is not None:
@@ -75,7 +81,7 @@ def _rows(config: RowsConfig, load: LoadRows, made: Rows) -> Rows:
     return made if config.limit is None else made.take(config.limit)
 
 
-def _test_rows(config: RowsConfig, load: LoadRows) -> Rows | None:
+def _test_rows(config: SourceConfig, load: LoadRows) -> Rows | None:
     if config.test_data is not None:
         return load(config.test_data)
     known = KNOWN_SETS.get(config.dataset or "")

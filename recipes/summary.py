@@ -36,8 +36,12 @@ def learnt(record: RunRecord) -> list[str]:
         rows = [row for row in rewarded if row.get("name") == name]
         if len(rows) > 1:
             lines.append(_evaluated_twice(name, rows[0], rows[-1]))
-    lines += ["", *_samples("before", record.first_samples), "", *_samples("after", record.last_samples)]
-    return lines
+    return [*lines, "", *before_and_after(record)]
+
+
+def before_and_after(record: RunRecord) -> list[str]:
+    """Answers of the first and of the last step."""
+    return [*_samples("before", record.first_samples), "", *_samples("after", record.last_samples)]
 
 
 def _evaluated_twice(name: str, first: Row, last: Row) -> str:

@@ -258,6 +258,16 @@ ADVANTAGES: Mapping[str, Advantage] = {
 """Advantage functions by the name a configuration gives."""
 
 
+def weighted(choice: str | AdvantageFn, weight: float) -> Advantage:
+    """An advantage times `weight`: what a reward counts beside something else, such as a KL to a teacher. With 0 the rewards are still checked."""
+    advantage = resolve_advantage(choice)
+
+    def function(groups: Sequence[TrajectoryGroup]) -> list[Array]:
+        return [weight * values for values in advantage(groups)]
+
+    return Advantage(function, advantage.scope)
+
+
 def resolve_advantage(choice: str | AdvantageFn) -> Advantage:
     """The advantage function of a name, or a callable of one's own.
 
