@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 from engine.telemetry.record import Row, read_run
 from recipes import summary
+
+if TYPE_CHECKING:
+    from engine.data import Problem
+    from recipes.models import OpenedModel
 
 EVALUATION = "held out"
 TEACHER_KL = "teacher_kl"
@@ -43,3 +48,28 @@ def _evaluated(evaluations: Sequence[Row], tags: Sequence[str]) -> list[str]:
                     f"held out  {what}: {before[name]:.3f} before, {after[name]:.3f} after step {rows[-1]['step']}"
                 )
     return lines
+
+
+def answers_learnt(directory: Path) -> list[str]:
+    """A run on written answers: likelihood and evaluations."""
+    return summary.likelihood_learnt(directory)
+
+
+async def reasoned(student: OpenedModel, problems: Sequence[Problem], max_tokens: int) -> list[str]:
+    """`question   [reasoning]   answer   (the right one)` for a few problems, sampled greedily."""
+    from engine.backends.values import SamplingParams
+    from engine.completion import PolicyCompleter, SnapshotPolicy
+    from engine.rendering import user
+
+    snapshot = await student.backend.snapshot().result()
+    completer = PolicyCompleter(SnapshotPolicy(student.backend, snapshot), student.renderer)
+    params = SamplingParams(max_tokens, temperature=0.0)
+    lines = []
+    try:
+        for problem in problems:
+            reply = await completer.complete([user(problem.question)], params=params, seed=0)
+            thought = " ".join((reply.message.thinking or "").split())
+            lines.append(f"  {problem.question}   [{thought}]   {' '.join(reply.text.split())}   ({problem.answer})")
+    finally:
+        student.backend.release(snapshot)
+    return ["", "held-out problems, reasoning, answers, and in brackets the right ones", *lines] if lines else []
