@@ -6,7 +6,8 @@
     <directory>/dropped.jsonl            the others, with the reason
     <directory>/answers.partial.jsonl    what is there so far, in the order in which it came, until all of it is
 
-An answer that is written is not asked for again: not after a crash, not after a stop. Dropped ones are counted, never silent.
+An answer that is written is not asked for again: not after a crash, not after a stop. Dropped ones are counted, never silent; of them, requests that failed are
+made again when work that did not come to its end is taken up.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from engine.runtime.seeds import derive_seed
 from engine.storage.files import append_lines, read_lines, write_atomically
 from engine.storage.run_directory import RunDirectoryError
 
+FAILED = "failed: "
 ANSWERS, DROPPED, PARTIAL = "answers.jsonl", "dropped.jsonl", "answers.partial.jsonl"
 
 Conversation = Sequence[Message]
@@ -174,7 +176,10 @@ class _Work:
         try:
             row = await self._answered(index, sample, prompt)
             async with self._writing:
-                await offload(append_lines, self._directory / PARTIAL, [row])
+                if not row.get("dropped", "").startswith(
+                    FAILED
+                ):  # what failed may succeed when the work is taken up again
+                    await offload(append_lines, self._directory / PARTIAL, [row])
                 self._rows[index, sample] = row
         finally:
             self._limiter.release()
@@ -199,7 +204,7 @@ class _Work:
             if self._failed_in_a_row >= settings.failure_limit:
                 error.add_note(f"{self._failed_in_a_row} requests in a row failed; this was prompt {index}")
                 raise
-            return {**row, "dropped": f"failed: {type(error).__name__}"}
+            return {**row, "dropped": f"{FAILED}{type(error).__name__}"}
         self._failed_in_a_row = 0
         reason = self._keep(index, prompt, reply)
         if reason is not None:
@@ -231,7 +236,7 @@ class _Work:
     def _check(self, row: Mapping[str, Any], index: int) -> None:
         if row["digest"] != _digest(self._prompts[index]):
             raise RunDirectoryError(
-                f"{self._directory}: its answer {row['prompt']} is to another prompt than prompt {index}; choose another directory"
+                f"{self._directory}: its answer {row['index']} is to another prompt than prompt {index}; choose another directory"
             )
 
     def _finish(self) -> None:

@@ -138,19 +138,18 @@ def _prompt(config: Config) -> str:
 
 def _questions(config: Config, ports: Ports) -> tuple[Sequence[Sequence[Message]], Sequence[Sequence[Message]]]:
     """To learn from, and held out."""
-    from engine.data import read_prompts, rows_of
+    from engine.data import read_prompts
     from engine.rendering import user
     from engine.runtime.seeds import derive_seed
     from recipes.row_data import load_split
     from recipes.tiny import WORDING
 
     if config.data is not None or config.dataset is not None:
-        train, test = load_split(config, ports.load_rows, rows_of([]))
+        read = partial(read_prompts, on_bad_row=config.on_bad_row)
+        train, test = load_split(config, ports.load_rows, None, read)
         if test is None:
-            raise ValueError(
-                "held_out is 0: whether the student answers as with the prompt shows on held-out questions"
-            )
-        return [list(read_prompts(rows, on_bad_row=config.on_bad_row)) for rows in (train, test)]  # type: ignore[return-value]
+            raise ValueError("--held-out must not be 0: what the student has learnt shows on held-out questions")
+        return list(train), list(test)
     sums = [DIFFICULTY.draw(derive_seed(config.seed, 1), n) for n in range(config.questions + config.questions // 6)]
     # What is held out is not asked in training.
     asked = list(dict.fromkeys(WORDING.format(problem) for problem in sums))

@@ -55,9 +55,10 @@ class RowsConfig(SourceConfig):
 
 
 def load_split(
-    config: SourceConfig, load: LoadRows, made: Rows, read: Callable[[Rows], Examples[T]]
+    config: SourceConfig, load: LoadRows, made: Rows | None, read: Callable[[Rows], Examples[T]]
 ) -> tuple[Examples[T], Examples[T] | None]:
-    """What to train on, and what is held out, as `read` has it. Blocks: it may download, and indexes files. `made`: the rows where no data is named."""
+    """What to train on, and what is held out, as `read` has it. Blocks: it may download, and indexes files. `made`: the rows where no data is named; None:
+    then it is an error."""
     train = read(_rows(config, load, made))
     test = _test_rows(config, load) if config.held_out != 0 else None
     if test is not None:
@@ -73,11 +74,13 @@ def load_split(
     return train.split(count, config.seed) if count else (train, None)
 
 
-def _rows(config: SourceConfig, load: LoadRows, made: Rows) -> Rows:
+def _rows(config: SourceConfig, load: LoadRows, made: Rows | None) -> Rows:
     if config.data is not None:
         return load(config.data, limit=config.limit)
     if config.dataset is not None:
         return load(config.dataset, split=config.split, subset=config.subset, limit=config.limit)
+    if made is None:
+        raise DataError("no data is named: give --data or --dataset")
     return made if config.limit is None else made.take(config.limit)
 
 

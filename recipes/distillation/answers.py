@@ -94,7 +94,9 @@ async def written(
     generated = await generate_answers(
         prompts, teacher, directory / name, settings, asked=asked, keep=keep or only_finished, stop=stop
     )
-    print(f"{name.replace('_', ' '):<9} {generated} ({generated.path})" if generated.complete else f"{name}: stopped")
+    runs.say(
+        f"{name.replace('_', ' '):<9} {generated} ({generated.path})" if generated.complete else f"{name}: stopped"
+    )
     return generated
 
 

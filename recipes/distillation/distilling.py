@@ -13,7 +13,7 @@ from recipes.distillation.problems import ProblemConfig
 from recipes.learning_rates import LearningRateConfig
 
 if TYPE_CHECKING:
-    from actors import RLSettings, RunResult, StopRequest
+    from actors import Evaluation, RLSettings, RunResult, StopRequest
     from actors.scoring import ScoredBy
     from envs.contracts import GroupDataset
     from recipes.models import OpenedModel
@@ -83,15 +83,14 @@ async def distil(
 
     groups, held_out = problems
     settings = _settings(config, teacher, privileged)
-    evaluations = []
-    if held_out is not None:
-        # The run's initial policy is its own; an evaluation measures the distance to the newest instead.
-        source = ScoreSource(TEACHER_KL, "newest" if isinstance(teacher, str) else teacher, privileged)
-        evaluations = [
-            group_evaluation(
-                EVALUATION, held_out, settings.rollout, every=config.evaluate_every, seed=config.seed, kl_to=[source]
-            )
-        ]
+
+    def evaluated(to: ScoredBy) -> list[Evaluation]:
+        if held_out is None:
+            return []
+        source = ScoreSource(TEACHER_KL, to, privileged)
+        options: dict[str, Any] = {"every": config.evaluate_every, "seed": config.seed, "kl_to": [source]}
+        return [group_evaluation(EVALUATION, held_out, settings.rollout, **options)]
+
     with display.open(config.steps, name) as live:
         return await train_rl(
             student.backend,
@@ -99,7 +98,7 @@ async def distil(
             steps=config.steps,
             schedule=config.schedule,
             settings=settings,
-            evaluations=evaluations,
+            evaluations=evaluated if teacher == "initial" else evaluated(teacher),
             run=runs.settings(config, directory),
             observers=[live],
             stop=stop,

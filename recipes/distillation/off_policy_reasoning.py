@@ -13,7 +13,7 @@ What this recipe leaves out: grading beyond numbers and equal words.
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,7 @@ from recipes.ports import DEFAULT, Ports
 if TYPE_CHECKING:
     from actors import Evaluation, RunResult, StopRequest
     from engine.completion import Completer
-    from engine.data import Conversation, Examples, Problem
+    from engine.data import Conversation, Examples, Problem, Rows
 
 DIFFICULTY = Difficulty(digits=2, digits_right=1, carry=0.8)
 SLIPS = 0.1
@@ -107,13 +107,14 @@ class Material:
 
 async def _given(config: Config, ports: Ports) -> Material:
     """Traces that are there already."""
-    from engine.data import read_conversations, rows_of
+    from engine.data import read_conversations
     from engine.runtime.offload import offload
     from recipes.row_data import load_split
 
-    train, test = await offload(load_split, config, ports.load_rows, rows_of([]))
-    traces = read_conversations(train)  # a row that does not fit is its batch's business
-    return Material(traces, traces.on(test) if test is not None else None)
+    # A row that does not fit is its batch's business.
+    read: Callable[[Rows], Examples[Conversation]] = read_conversations
+    traces, held_out = await offload(load_split, config, ports.load_rows, None, read)
+    return Material(traces, held_out)
 
 
 async def _asked(config: Config, directory: Path, ports: Ports, stop: StopRequest) -> Material | None:
@@ -172,15 +173,15 @@ def _make_tiny(config: Config) -> MakeTiny:
 
 def _problems(config: Config, ports: Ports) -> tuple[Sequence[Problem], Sequence[Problem]]:
     """To be solved by the teacher, and held out. Blocks."""
-    from engine.data import Problem, read_problems, rows_of
+    from engine.data import Problem, read_problems
     from engine.runtime.seeds import derive_seed
     from recipes.row_data import load_split
     from recipes.tiny import WORDING
 
     if config.data is not None or config.dataset is not None:
-        train, test = load_split(config, ports.load_rows, rows_of([]))
         read = partial(read_problems, on_bad_row=config.on_bad_row)
-        return list(read(train)), list(read(test)) if test is not None else []
+        train, test = load_split(config, ports.load_rows, None, read)
+        return list(train), list(test) if test is not None else []
     drawn = [DIFFICULTY.draw(derive_seed(config.seed, 1), number) for number in range(config.problems)]
     made = [Problem(WORDING.format(each), str(each.answer)) for each in dict.fromkeys(drawn)]
     held = max(1, len(made) // 12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import attrs
@@ -10,7 +11,7 @@ from envs.arithmetic import Difficulty
 from recipes.row_data import SourceConfig, load_split
 
 if TYPE_CHECKING:
-    from engine.data import LoadRows, Rows
+    from engine.data import LoadRows
     from engine.rendering import Message, Renderer
     from envs.contracts import GroupDataset
 
@@ -44,13 +45,14 @@ def load_problems(
 
 
 def _from_rows(config: ProblemConfig, load: LoadRows, renderer: Renderer) -> tuple[GroupDataset, GroupDataset | None]:
-    from engine.data import Prompt, read_prompts, rows_of
+    from engine.data import Examples, Prompt, read_prompts
     from envs.prompts import PromptGroups, as_it_is
 
-    def groups(rows: Rows, group_size: int) -> PromptGroups[Prompt]:
-        return PromptGroups(renderer, read_prompts(rows, on_bad_row=config.on_bad_row), as_it_is, group_size)
+    def groups(prompts: Examples[Prompt], group_size: int) -> PromptGroups[Prompt]:
+        return PromptGroups(renderer, prompts, as_it_is, group_size)
 
-    train, test = load_split(config, load, rows_of([]))
+    read = partial(read_prompts, on_bad_row=config.on_bad_row)
+    train, test = load_split(config, load, None, read)
     return groups(train, config.group_size), groups(test, 1) if test is not None else None
 
 
@@ -58,9 +60,9 @@ def load_hinted(
     config: ProblemConfig, hint: str, load: LoadRows, renderer: Renderer
 ) -> tuple[GroupDataset, GroupDataset | None]:
     """As `load_problems`, of problems with an answer; a teacher reads `hint`, made of question, answer and solution, in the question's place. Blocks."""
-    from engine.data import Problem, read_problems, rows_of
+    from engine.data import Examples, Problem, read_problems
     from engine.rendering import user
-    from envs.prompts import Asks, PromptGroups
+    from envs.prompts import PromptGroups
 
     if config.data is None and config.dataset is None:
         return _hinted_sums(config, hint, load, renderer)
@@ -69,12 +71,11 @@ def load_hinted(
         told = hint.format(question=problem.question, answer=problem.answer, solution=problem.solution or "")
         return [user(problem.question)], [user(told)]
 
-    asks: Asks[Problem] = ask
+    def groups(problems: Examples[Problem], group_size: int) -> PromptGroups[Problem]:
+        return PromptGroups(renderer, problems, ask, group_size)
 
-    def groups(rows: Rows, group_size: int) -> PromptGroups[Problem]:
-        return PromptGroups(renderer, read_problems(rows, on_bad_row=config.on_bad_row), asks, group_size)
-
-    train, test = load_split(config, load, rows_of([]))
+    read = partial(read_problems, on_bad_row=config.on_bad_row)
+    train, test = load_split(config, load, None, read)
     return groups(train, config.group_size), groups(test, 1) if test is not None else None
 
 

@@ -80,11 +80,11 @@ def test_resumed_run_equals_uninterrupted_run(mode: str, shape: str, turns: int,
             backend, schedule, steps=STEPS, dataset=dataset, settings=settings, directory=directory, checkpoint_every=1
         )
 
-    watcher = DiskWatcher(tmp_path / "run", tmp_path / "copies", every=173)
+    watcher = DiskWatcher(tmp_path / "run", tmp_path / "copies", every=307)
     result = run_watched(uninterrupted, watcher=watcher, seed=1)
     wanted = training_of(backend)
     assert sorted(wanted) == list(range(STEPS))
-    assert len(watcher.taken) > 5
+    assert len(watcher.taken) > 4
     resumed_from = set()
     for copy in watcher.taken:
         again = slow_to_score()
@@ -105,7 +105,7 @@ def test_resumed_run_equals_uninterrupted_run(mode: str, shape: str, turns: int,
         assert set(again.log.sampling) <= set(backend.log.sampling)  # nothing was sampled again that was played
         assert set(again.log.scoring) <= set(backend.log.scoring)
         assert again.live_snapshots == ()
-    assert len(resumed_from) > 3
+    assert len(resumed_from) > 2
 
 
 def test_a_checkpoint_keeps_what_was_played_and_not_scored(tmp_path: Path) -> None:
