@@ -230,11 +230,15 @@ class RubricEnv(AnswerEnv):
         return Worth(grade.reward, grade.metrics(), {"rubric": dict(grade.shares)})
 
 
+def _as_messages(conversation: Conversation) -> tuple[Message, ...]:
+    return tuple(conversation)
+
+
 @attrs.frozen
 class RubricTask:
     """A conversation to answer, and what a good answer does."""
 
-    conversation: tuple[Message, ...] = attrs.field(converter=tuple)
+    conversation: tuple[Message, ...] = attrs.field(converter=_as_messages)
     rubric: Rubric
     tags: tuple[str, ...] = ("rubric",)
 
