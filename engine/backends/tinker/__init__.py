@@ -13,11 +13,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from engine.backends.tinker.states import SavedState, saved_in
+
 if TYPE_CHECKING:
     from engine.backends.tinker.backend import TinkerBackend
     from engine.backends.tinker.checkpoints import CheckpointStore
 
-__all__ = ["open", "open_store"]
+__all__ = ["SavedState", "open", "open_store", "saved_in"]
 
 
 @asynccontextmanager

@@ -77,7 +77,7 @@ class TinkerBackend:
             max_context,
             session.options.request_deadline,
             time_to_live=session.traits.expires,
-            images=True,
+            images=session.traits.images,
         )
         self._session = session
         self._tokenizer = tokenizer
@@ -192,8 +192,8 @@ class TinkerBackend:
 
     async def let_go(self) -> None:
         """Releases every snapshot and frees the model, and waits until the server has deleted what no checkpoint holds, as far as it can."""
-        deleting = [self._sampling.release(snapshot) for snapshot in self.live_snapshots]
-        deleting.append(self._training.let_go())
-        for deleted in deleting:
-            if deleted is not None:
-                await until_done(deleted)
+        for snapshot in self.live_snapshots:
+            self._sampling.release(snapshot)
+        self._training.let_go()
+        for deletion in tuple(self._session.discarding):
+            await until_done(deletion)

@@ -93,12 +93,13 @@ async def connected(
     project_id: str | None = None,
 ) -> AsyncIterator[TinkerBackend]:
     """A backend on an SDK that is at hand. `runs`: what runs its steps. `look_up`: how the server is looked for while one waits; None: not at all."""
-    if options.own_snapshots is not None:
-        traits = attrs.evolve(traits, own_snapshots=options.own_snapshots)
+    told = {name: value for name in ("own_snapshots", "images") if (value := getattr(options, name)) is not None}
+    traits = attrs.evolve(traits, **told)
     submissions = Submissions(runs)
     service = None
     status = "errored"
-    patience = Patience(access.server, look_up)
+    gone = options.unreachable_after
+    patience = Patience(access.server, look_up, look_every=min(15.0, gone / 3), give_up_after=gone)
     try:
         with StatusCounter(access.url) as statuses:
             connect = functools.partial(sdk.connect, access, user_metadata=user_metadata, project_id=project_id)

@@ -51,6 +51,8 @@ class TinkerOptions:
     """Only snapshots: see `open`."""
     own_snapshots: bool | None = None
     """Give every snapshot a model of its own on the server; None: where sampling would otherwise disturb training (`engine.backends.tinker.servers`)."""
+    images: bool | None = None
+    """Whether inputs may hold images; None: as the server is known."""
     max_context: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(2)))
     """Longest sequence, prompt and answer together; None: what the server or the model's config.json says, if they do."""
     vocab_size: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
@@ -61,6 +63,8 @@ class TinkerOptions:
     """Most seconds without an answer to any training work that was submitted."""
     request_deadline: float = attrs.field(default=1800.0, validator=_positive)
     """Most seconds for an answer to one sampling request."""
+    unreachable_after: float = attrs.field(default=45.0, validator=_positive)
+    """Seconds for which the server's port may take no connections before waiting for it ends."""
     attempts: int = attrs.field(default=3, validator=attrs.validators.ge(1))
     """How often a sampling request is tried where the failure may pass."""
     backoff: float = attrs.field(default=0.5, validator=attrs.validators.ge(0))

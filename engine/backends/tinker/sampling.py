@@ -102,13 +102,13 @@ class Sampling:
             self._live.add(snapshot)
         return snapshot
 
-    def release(self, snapshot: Snapshot) -> Future[None] | None:
-        """Gives up a snapshot, and has the server delete it unless a checkpoint holds it; done when that is."""
+    def release(self, snapshot: Snapshot) -> None:
+        """Gives up a snapshot, and has the server delete it unless a checkpoint holds it."""
         served = self._of(snapshot)
         with self._session.lock:
             self._live.remove(served)
         paths = [] if served.kept else [path for path in (served.path, served.state) if path is not None]
-        return discard(self._session, models=[served.model_id] if served.model_id else [], paths=paths)
+        discard(self._session, model=served.model_id, paths=paths)
 
     def save(self, snapshot: Snapshot, directory: Path) -> Submission[None]:
         """Submits the keeping of a snapshot: its weights are on the server already, and shall stay there as long as a checkpoint does."""
@@ -173,7 +173,7 @@ class Sampling:
     async def compute_logprobs(self, snapshot: Snapshot, sequence: ModelInput) -> Logprobs:
         """Log-probability of every token given those before it, shape (T,); NaN at position 0, and at an image's."""
         served = self._of(snapshot)
-        check_input("sequence", sequence, vocab_size=self._vocab_size)
+        check_input("sequence", sequence, vocab_size=self._vocab_size, no_images=self._session.no_images)
         length = sequence.length
         if self._max_context is not None and length > self._max_context:
             raise RequestRejected(f"sequence: {length} tokens; the model's context is {self._max_context}")
@@ -185,7 +185,7 @@ class Sampling:
         return conversion.prompt_logprobs(values, sequence)
 
     def _check(self, request: SampleRequest) -> None:
-        check_input("prompt", request.prompt, vocab_size=self._vocab_size)
+        check_input("prompt", request.prompt, vocab_size=self._vocab_size, no_images=self._session.no_images)
         check_sampling(request.params)
         length, context = request.prompt.length, self._max_context
         if context is not None and length >= context:

@@ -7,7 +7,8 @@ SkyRL's (0.4.0, the newest seen) says at its root which it is. Found by running 
   model, and sampled from that. The slots a server has (`max_lora_adapters`) bound how many snapshots can be alive.
 - The gradient is the mean over datums of each datum's mean over its tokens, where the API says sum: Σ(weight·loss) / Σ(weight). With weights that sum to nothing or less
   the mean has no meaning, so losses that are computed here are sent as importance sampling at a ratio of 1 (`signed_weights`), where every token weighs one.
-- `grad_clip_norm`, time-to-live and cancellation are not known to it; an older one's sampling goes on although nobody waits.
+- A model that is unloaded leaves its accumulated gradients to the next one in its place (`forgets_gradients`), so they are stepped away before, at a rate of 0.
+- It reads text. `grad_clip_norm`, time-to-live and cancellation are not known to it; an older one's sampling goes on although nobody waits.
 """
 
 from __future__ import annotations
@@ -44,6 +45,10 @@ class Traits:
     signed_weights: bool = True
     """cross_entropy takes weights of any sign."""
     clips_gradients: bool = True
+    forgets_gradients: bool = True
+    """A model that is freed leaves nothing to the next one."""
+    images: bool = True
+    """Inputs may hold images; whether the model takes any is the server's to say."""
     expires: bool = True
     """Checkpoints have a time-to-live."""
     unload: Callable[[str], None] = _nothing
@@ -89,7 +94,14 @@ def skyrl(access: Access) -> Traits:
         answer.raise_for_status()
 
     return Traits(
-        "skyrl", own_snapshots=True, signed_weights=False, clips_gradients=False, expires=False, unload=unload
+        "skyrl",
+        own_snapshots=True,
+        signed_weights=False,
+        clips_gradients=False,
+        forgets_gradients=False,
+        images=False,
+        expires=False,
+        unload=unload,
     )
 
 
@@ -115,4 +127,7 @@ def _reason(error: BaseException) -> str:
         error = error.__cause__
     if isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
+    number = getattr(error, "errno", None)
+    if isinstance(number, int) and number > 0:
+        return os.strerror(number)
     return str(getattr(error, "strerror", None) or error)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 import attrs
@@ -52,6 +54,13 @@ class Session:
     statuses: StatusCounter
     counts: Counts = attrs.field(factory=Counts)
     lock: threading.Lock = attrs.field(factory=threading.Lock)
+    discarding: set[Future[None]] = attrs.field(factory=set)
+    """Deletions under way."""
+
+    @property
+    def no_images(self) -> str | None:
+        """Why inputs may hold no images; None: they may."""
+        return None if self.traits.images else f"{self.access.server} reads text only"
 
     def pending(self, operation: Operation[T], what: str) -> Submission[T]:
         """Submits an operation in turn."""
@@ -117,24 +126,35 @@ def _named(operation: Operation[T], what: str) -> Operation[T]:
         raise as_backend_error(error, what) from error
 
 
-def discard(session: Session, *, models: Sequence[str] = (), paths: Sequence[str] = ()) -> Future[None] | None:
-    """Has the server free models and delete what was saved, without waiting (None: the backend is closed). A failure is counted, and keeps nobody from anything."""
+def discard(
+    session: Session,
+    *,
+    model: str | None = None,
+    paths: Sequence[str] = (),
+    first: Callable[[], Future[Any]] | None = None,
+) -> None:
+    """Has the server free a model and delete what was saved, without waiting. A failure is counted, and keeps nobody from anything.
+
+    `first`: what is asked of the model before.
+    """
+
+    asks: list[Callable[[], Future[Any] | None]] = [first] if first is not None else []
+    if model is not None:
+        asks.append(functools.partial(session.traits.unload, model))
+    asks += [functools.partial(session.delete, path) for path in paths]
 
     def operation() -> Operation[None]:
-        for model in models:
+        for ask in asks:
             try:
-                session.traits.unload(model)
-            except Exception:  # noqa: BLE001  (a server frees the models of a session that has ended)
-                session.counts.not_deleted += 1
-        for path in paths:
-            try:
-                yield session.delete(path)
+                future = ask()
+                if future is not None:
+                    yield future
             except GeneratorExit:
                 raise
-            except Exception:  # noqa: BLE001  (what was not deleted expires)
+            except Exception:  # noqa: BLE001  (a server frees the models of a session that has ended, and what was not deleted expires)
                 session.counts.not_deleted += 1
 
-    try:
-        return session.submissions.aside(operation())
-    except BackendError:  # closed
-        return None
+    with suppress(BackendError):  # closed
+        future = session.submissions.aside(operation())
+        session.discarding.add(future)
+        future.add_done_callback(session.discarding.discard)

@@ -14,15 +14,37 @@ _FIELDS = 5
 """Of httpx's line: method, URL, HTTP version, status, reason."""
 
 
-class StatusCounter(logging.Filter):
+class StatusCounter:
     """Counts statuses 429 and 5xx of one server's answers while it is entered."""
 
     def __init__(self, url: str | None) -> None:
         """`url`: how the server's addresses begin; None: every request of the process counts."""
-        super().__init__()
         self.rate_limited = 0
         self.server_errors = 0
         self._url = url
+
+    def count(self, url: str, status: int) -> None:
+        """An answer came."""
+        if self._url is None or url.startswith(self._url):
+            self.rate_limited += status == 429
+            self.server_errors += status >= 500
+
+    def __enter__(self) -> Self:
+        _listening.add(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _listening.remove(self)
+
+
+class _Listening(logging.Filter):
+    """One filter for all counters, because a record that one filter holds back is shown to no other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+        self._counters: tuple[StatusCounter, ...] = ()
+        self._own_level = logging.NOTSET
         self._shown_from = logging.WARNING
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -30,34 +52,27 @@ class StatusCounter(logging.Filter):
         arguments = record.args
         if isinstance(arguments, tuple) and len(arguments) == _FIELDS and isinstance(arguments[3], int):
             status = arguments[3]
-            if (status == 429 or status >= 500) and (self._url is None or str(arguments[1]).startswith(self._url)):
-                if status == 429:
-                    self.rate_limited += 1
-                else:
-                    self.server_errors += 1
+            if status == 429 or status >= 500:
+                for counter in self._counters:
+                    counter.count(str(arguments[1]), status)
         return record.levelno >= self._shown_from
 
-    def __enter__(self) -> Self:
+    def add(self, counter: StatusCounter) -> None:
         logger = logging.getLogger(_LOGGER)
-        with _changing:
-            if not _entered:
-                _before[:] = [logger.level, logger.getEffectiveLevel()]
-            _entered.append(self)
-            self._shown_from = _before[1]
-            logger.addFilter(self)
-            logger.setLevel(min(logging.INFO, _before[1]))
-        return self
+        with self._lock:
+            if not self._counters:
+                self._own_level, self._shown_from = logger.level, logger.getEffectiveLevel()
+                logger.addFilter(self)
+                logger.setLevel(min(logging.INFO, self._shown_from))
+            self._counters = (*self._counters, counter)
 
-    def __exit__(self, *_: object) -> None:
+    def remove(self, counter: StatusCounter) -> None:
         logger = logging.getLogger(_LOGGER)
-        with _changing:
-            logger.removeFilter(self)
-            _entered.remove(self)
-            if not _entered:
-                logger.setLevel(_before[0])
+        with self._lock:
+            self._counters = tuple(each for each in self._counters if each is not counter)
+            if not self._counters:
+                logger.removeFilter(self)
+                logger.setLevel(self._own_level)
 
 
-_changing = threading.Lock()
-_entered: list[StatusCounter] = []
-_before = [logging.NOTSET, logging.WARNING]
-"""The logger's own level and the one in effect, before the first counter."""
+_listening = _Listening()

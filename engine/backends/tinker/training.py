@@ -84,7 +84,7 @@ class Training:
         reads = LOSSES[loss.name].reads
         self._check(data, loss.name, reads)
         what = "forward_backward" if backward else "forward"
-        if loss.name in SERVED:
+        if loss.name in SERVED and not (backward and self._misread(data, loss)):
             return self._submit(self._served(data, loss, reads, params, backward=backward), what, changes=backward)
         return self._submit(self._computed(data, named_loss(loss), backward=backward), what, changes=backward)
 
@@ -96,8 +96,20 @@ class Training:
 
     def _check(self, data: Sequence[Datum], loss: str, reads: Sequence[str]) -> None:
         check_datums(
-            data, loss, reads, vocab_size=self._vocab_size, max_context=self._max_context, pairs=loss in PAIRED
+            data,
+            loss,
+            reads,
+            vocab_size=self._vocab_size,
+            max_context=self._max_context,
+            no_images=self._session.no_images,
+            pairs=loss in PAIRED,
         )
+
+    def _misread(self, data: Sequence[Datum], loss: Loss) -> bool:
+        """Whether the server would make something else of the weights: a custom loss's gradient comes as cross-entropy with weights of any sign."""
+        if self._session.traits.signed_weights or loss.name != CROSS_ENTROPY.name:
+            return False
+        return any(bool((np.asarray(datum.loss_inputs["weights"]) < 0).any()) for datum in data)
 
     def _served(
         self, data: Sequence[Datum], loss: Loss, reads: Sequence[str], params: Mapping[str, float], *, backward: bool
@@ -211,12 +223,19 @@ class Training:
             self._broken = None
 
     def _replace(self, client: Any) -> None:
-        old, self._client = self._client, client
-        discard(self._session, models=[old.model_id])
+        self.let_go()
+        self._client = client
 
-    def let_go(self) -> Future[None] | None:
-        """Frees the model on servers that do not do so by themselves; done when it is."""
-        return discard(self._session, models=[self._client.model_id])
+    def let_go(self) -> None:
+        """Frees the model on servers that do not do so by themselves."""
+        client, session = self._client, self._session
+
+        def forget() -> Future[Any]:
+            step = conversion.sdk_adam(session.sdk.types, AdamParams(learning_rate=0.0))
+            return session.sdk.future(client.optim_step(step))
+
+        first = None if session.traits.forgets_gradients else forget
+        discard(session, model=client.model_id, first=first)
 
     # The queue
 

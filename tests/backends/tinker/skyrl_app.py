@@ -128,6 +128,11 @@ def teach_newer_sdk(api: typing.Any) -> None:
     async def delete(request: Request, run: str, path: str, session: api.AsyncSession = database) -> None:
         await api.delete_checkpoint(request, run, path, None, session)
 
+    @app.get("/api/v1/models/{run}/checkpoints")
+    @app.get("/api/v1/training_runs/{run}/checkpoints")
+    async def checkpoints(run: str, session: api.AsyncSession = database) -> object:
+        return await api.list_checkpoints(run, session)
+
     added = app.router.routes[known:]
     app.router.routes[:] = [*added, *app.router.routes[:known]]
 

@@ -112,8 +112,12 @@ class Service:
         """Nothing is answered, and the port takes no connections."""
         self.late_none = True
         """compute_logprobs has a value for every position, the first None; else one fewer."""
+        self.status_pause = 1.0
+        """Seconds that the SDK waits after each of a fault's `statuses`."""
         self._base_V_V = np.random.default_rng(seed).normal(size=(vocab, vocab))
         self._decode = decode
+        self._left_over: list[Any] = []
+        """Gradients of unloaded runs, which the next ones begin with where slots are shared."""
         self._faults: dict[str, list[Fault | None]] = {}
         self._lock = threading.Lock()
         self._inbox: list[_Request] = []
@@ -141,15 +145,24 @@ class Service:
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
-        """Requests are executed inside of this block."""
+        """Requests are executed inside of this block; a block inside of it changes nothing."""
+        if self._call is not None:
+            yield
+            return
         self._call = thread_safe_call()
         self._wake = anyio.Event()
+        error: Exception | None = None
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._serve)
             try:
                 yield
+            except Exception as raised:  # noqa: BLE001  (raised again below, not in a group)
+                error = raised
             finally:
+                self._call = None
                 tasks.cancel_scope.cancel()
+        if error is not None:
+            raise error
 
     def submit(self, call: str, run: Run | None, execute: Callable[[], Any]) -> Future[Any]:
         """Takes a request; any thread may."""
@@ -183,7 +196,7 @@ class Service:
         for request in inbox:
             due = now + self.latency(request.call) + request.fault.seconds
             for status in request.fault.statuses:
-                due += 1.0
+                due += self.status_pause
                 _log_status(status)
             if request.run is not None:
                 due = request.run.busy_until = max(due, request.run.busy_until)
@@ -222,6 +235,8 @@ class Service:
         if source is not None:
             stored = self.stored(source, "training")
             weights, rank = stored.weights.copy(optimizer=optimizer), stored.rank
+        if self._left_over:
+            weights.gradient_V_V = self._left_over.pop()
         run = Run(f"run-{len(self.runs)}", weights, rank)
         self.runs[run.id] = run
         return run
@@ -276,9 +291,19 @@ class Service:
             return HOSTED
 
         def unload(run_id: str) -> None:
-            self.runs[run_id].unloaded = True
+            run = self.runs[run_id]
+            run.unloaded = True
+            self._left_over.append(run.weights.gradient_V_V)
 
-        return Traits("skyrl", own_snapshots=True, signed_weights=False, expires=False, unload=unload)
+        return Traits(
+            "skyrl",
+            own_snapshots=True,
+            signed_weights=False,
+            forgets_gradients=False,
+            images=False,
+            expires=False,
+            unload=unload,
+        )
 
 
 def _log_status(status: int) -> None:

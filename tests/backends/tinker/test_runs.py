@@ -1,0 +1,154 @@
+"""Whole runs on the backend: reinforcement learning under many schedules with faults, a server that dies, and what a resumed run finds.
+
+On the virtual clock; the service trains a table with real gradients.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import attrs
+import numpy as np
+import pytest
+
+from actors import RLSettings, RunResult, RunSettings, Schedule, train_rl
+from engine.backends import AdamParams, Completion, ModelInput, SamplingParams
+from engine.backends.tinker.testing import FakeTinker, Fault, values
+from engine.runtime import ActorsFailed, simulate
+from engine.runtime.testing import schedules
+from envs.contracts import Env, GroupBuilder, Observation, Step
+from envs.rollout import RolloutSettings
+
+
+class Low:
+    """The reward is the share of token ids below 4, of 16: a quarter at first."""
+
+    def __init__(self, problem: int) -> None:
+        self._problem = problem
+
+    async def reset(self) -> Observation:
+        return Observation(ModelInput.from_tokens([8 + self._problem]))
+
+    async def step(self, completion: Completion) -> Step:
+        return Step(reward=float(np.mean(completion.tokens < 4)))
+
+
+@attrs.frozen
+class LowGroup(GroupBuilder):
+    problem: int
+
+    async def make_envs(self) -> Sequence[Env]:
+        return [Low(self.problem) for _ in range(8)]
+
+
+REWARD = "env/all/reward/total"
+PROBLEMS = [LowGroup(problem) for problem in range(6)]
+
+
+async def learn(
+    fake: FakeTinker, schedule: Schedule, steps: int, run: RunSettings | None = None, **options: Any
+) -> RunResult:
+    settings = RLSettings(
+        rollout=RolloutSettings(sampling=SamplingParams(max_tokens=6)), optimizer=AdamParams(0.3), seed=1, epochs=None
+    )
+    async with fake.open(**options) as backend:
+        return await train_rl(backend, groups=PROBLEMS, steps=steps, schedule=schedule, settings=settings, run=run)
+
+
+def latencies(seed: int) -> Any:
+    stream = random.Random(seed)
+    return lambda call: stream.lognormvariate(0, 1) if call == "sample" else stream.uniform(0, 0.3)
+
+
+@pytest.mark.parametrize("shared_slot", [False, True], ids=["hosted", "skyrl"])
+@pytest.mark.parametrize(
+    "schedule",
+    [Schedule(groups_per_step=4), Schedule(groups_per_step=4, minibatches=2, max_staleness=2)],
+    ids=["sync", "async"],
+)
+def test_it_learns_and_staleness_holds_under_any_schedule(schedule: Schedule, shared_slot: bool) -> None:
+    """Also where sampling from an older snapshot would otherwise undo what was trained since."""
+    rewards = []
+    for seed in range(2):
+        fake = FakeTinker("0.38" if seed % 2 else "0.25", vocab=16, latency=latencies(seed), shared_slot=shared_slot)
+        stream = random.Random(seed)
+        fake.service.plan(
+            "sample",
+            *[Fault(error=values.RateLimitError("later")) if stream.random() < 0.1 else None for _ in range(200)],
+        )
+        result = simulate(learn, fake, schedule, 12, seed=seed).unwrap()
+        assert result.version == 12
+        assert max(row["staleness/max"] for row in result.rows) <= schedule.max_staleness
+        rewards.append((result.rows[0][REWARD], result.rows[-1][REWARD]))
+        assert fake.service.checkpoints == {}
+    assert np.mean([last for _, last in rewards]) > np.mean([first for first, _ in rewards]) + 0.15
+
+
+def test_the_same_seed_gives_the_same_run() -> None:
+    rows = []
+    for _ in range(2):
+        fake = FakeTinker(vocab=16, latency=latencies(5))
+        result = simulate(learn, fake, Schedule(groups_per_step=4, max_staleness=1), 4, seed=3).unwrap()
+        rows.append(list(result.rows))
+    assert rows[0] == rows[1]
+
+
+def test_cancelled_anywhere_nothing_is_left() -> None:
+    """The backend closes, the session is ended, and no request waits for an answer that nobody wants."""
+    for seed in range(2):
+        fakes: list[FakeTinker] = []
+
+        async def main(fakes: list[FakeTinker] = fakes, seed: int = seed) -> RunResult:
+            fakes.append(FakeTinker(vocab=16, latency=latencies(seed)))
+            return await learn(fakes[-1], Schedule(groups_per_step=3, max_staleness=1), 2)
+
+        whole = simulate(main, seed=seed)
+        for step in range(5, whole.steps, max(1, whole.steps // 8)):
+            report = simulate(main, seed=seed, cancel_at=step)
+            assert report.cancelled or report.error is None, report.error
+            assert len(fakes[-1].service.sessions) <= 1
+
+
+@pytest.mark.parametrize("shared_slot", [False, True], ids=["hosted", "skyrl"])
+@pytest.mark.parametrize("max_staleness", [0, 2])
+def test_a_dead_server_ends_the_run_and_a_restart_resumes_it(
+    max_staleness: int, shared_slot: bool, tmp_path: Path
+) -> None:
+    schedule = Schedule(groups_per_step=3, max_staleness=max_staleness)
+    run = RunSettings(tmp_path, checkpoint_every=2)
+    fake = FakeTinker(vocab=16, latency=latencies(1), shared_slot=shared_slot)
+
+    async def dies() -> float:
+        async def die() -> None:
+            while sum(call == "optim_step" for call, _ in fake.service.log) < 5:  # noqa: ASYNC110  (virtual time)
+                await anyio.sleep(0.1)
+            fake.service.down = True
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(die)
+            began = anyio.current_time()
+            with pytest.raises(ActorsFailed) as failed:
+                await learn(fake, schedule, 8, run, attempts=1)
+            assert "out of reach" in str(failed.value.exceptions[0])
+            return anyio.current_time() - began
+
+    assert simulate(dies, seed=1).unwrap() < 400
+    fake.service.down = False
+    for each in fake.service.runs.values():
+        each.unloaded = True  # a restarted server has its checkpoints, and no runs
+    result = simulate(learn, fake, schedule, 8, attrs.evolve(run, resume=True), seed=2).unwrap()
+    assert result.version == 8
+    assert [row["step"] for row in result.rows] == list(range(8))
+    assert max(row["staleness/max"] for row in result.rows) <= max_staleness
+
+
+def test_many_interleavings() -> None:
+    async def main() -> RunResult:
+        return await learn(FakeTinker(vocab=16, latency=latencies(0)), Schedule(groups_per_step=2, max_staleness=1), 2)
+
+    for report in schedules(main, count=8):
+        assert max(row["staleness/max"] for row in report.unwrap().rows) <= 1
