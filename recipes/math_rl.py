@@ -32,7 +32,7 @@ from recipes import cli, runs
 from recipes.models import TINY
 from recipes.ports import DEFAULT, Ports
 from recipes.problem_training import FOR_REAL_MODELS as SIZES_FOR_REAL_MODELS
-from recipes.problem_training import ProblemConfig, opened_model, train
+from recipes.problem_training import ProblemConfig, Worked, opened_model, train
 
 if TYPE_CHECKING:
     from actors import RunResult
@@ -150,7 +150,7 @@ def _checked(problems: Examples[Problem]) -> Examples[Problem]:
     return problems
 
 
-def _worked(config: Config):  # type: ignore[no-untyped-def]
+def _worked(config: Config) -> Worked | None:
     """What the tiny model is warmed up on."""
     from engine.runtime.seeds import derive_seed
     from recipes.tiny_maths import worked

@@ -86,16 +86,15 @@ async def opened_model(
     ports: Ports,
     stop: StopRequest,
     worked: Worked | None,
-    *,
-    context: int = 128,
+    **sizes: Any,
 ) -> AsyncIterator[OpenedModel]:
-    """The model that reinforcement learning starts from; the tiny one is made for the examples and warmed up on them. `context`: its longest sequence."""
+    """The model that reinforcement learning starts from; the tiny one is made for the examples and warmed up on them. `sizes`: as `recipes.tiny.make_model` takes them."""
     from recipes.warm_up import WorkedConversations, tiny_model_for, warm_up
 
     make_tiny = None
     if config.model == TINY and worked is not None:
         shown = [worked(-1 - number) for number in range(200)]
-        make_tiny = tiny_model_for(config.renderer or RENDERERS[TINY], shown, context=context)
+        make_tiny = tiny_model_for(config.renderer or RENDERERS[TINY], shown, **sizes)
     async with ports.open_model(config, directory, seed=config.seed, make_tiny=make_tiny) as opened:
         if config.model == TINY and config.warm_up and worked is not None:
             batches = WorkedConversations(opened.renderer, worked, config.warm_up, batch_size=128)

@@ -26,7 +26,7 @@ class LossSpec:
     whole_pass: bool = False
     """The loss of a token depends on other datums of the pass: splitting the pass must not show, and the order of the datums must be kept."""
     pairs: bool = False
-    """Datums come in pairs."""
+    """Datums come in pairs, whose order and company must be kept; the loss of a pair depends on no other."""
 
 
 _POLICY = ("logprobs", "advantages")
@@ -64,7 +64,6 @@ LOSSES: dict[str, LossSpec] = {
         ("weights", "reference_logprobs"),
         scale="weights",
         params={"beta": 0.1},
-        whole_pass=True,
         pairs=True,
     ),
     "kl_k1": LossSpec(formulas.kl_k1, _KL, scale="mask", params={"coef": 1.0}),

@@ -35,7 +35,7 @@ class Family:
 
     members: tuple[int, ...]
     shared: int
-    """Tokens that all begin with; 0 for a sequence by itself. Every member is longer."""
+    """Tokens that all begin with and that are computed once; 0 for a sequence by itself, or for a pair that shares nothing. Every member is longer."""
 
 
 @attrs.frozen
@@ -58,17 +58,32 @@ def plan(sequences: Sequence[Tokens], budget: int, *, share: bool = True) -> lis
     lengths = [len(sequence) for sequence in sequences]
     families = _families(sequences) if share else list(apart(sequences).families)
     families.sort(key=lambda family: max(lengths[member] for member in family.members))
+    return _packed([part for family in families for part in _split(family, lengths, budget)], lengths, budget)
+
+
+def plan_pairs(sequences: Sequence[Tokens], budget: int, *, share: bool = True) -> list[Pack]:
+    """As `plan`, for sequences of which 0 and 1, 2 and 3, ... belong together: a pair is in one pack, side by side and in its order, its common beginning
+    read once; a pair that is larger than the budget goes alone."""
+    lengths = [len(sequence) for sequence in sequences]
+    families = []
+    for first in range(0, len(sequences), 2):
+        common = _common(sequences[first], sequences[first + 1]) if share else 0
+        families.append(Family((first, first + 1), common if common >= _LEAST_SHARED else 0))
+    families.sort(key=lambda family: max(lengths[member] for member in family.members) - family.shared)
+    return _packed(families, lengths, budget)
+
+
+def _packed(families: Sequence[Family], lengths: Sequence[int], budget: int) -> list[Pack]:
     packs: list[list[Family]] = []
     size = _Size()
-    for whole in families:
-        for family in _split(whole, lengths, budget):
-            grown = size.with_family(family, lengths)
-            if packs and grown.positions <= budget:
-                packs[-1].append(family)
-                size = grown
-            else:
-                packs.append([family])
-                size = _Size().with_family(family, lengths)
+    for family in families:
+        grown = size.with_family(family, lengths)
+        if packs and grown.positions <= budget:
+            packs[-1].append(family)
+            size = grown
+        else:
+            packs.append([family])
+            size = _Size().with_family(family, lengths)
     return [Pack(tuple(pack)) for pack in packs]
 
 

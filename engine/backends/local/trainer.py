@@ -18,7 +18,7 @@ from engine.backends.errors import BackendError
 from engine.backends.local.loss_formulas import LossBatch, LossResult
 from engine.backends.local.losses import LOSSES, LossSpec
 from engine.backends.local.network import Network
-from engine.backends.local.packing import Pack, apart, plan
+from engine.backends.local.packing import Pack, apart, plan, plan_pairs
 from engine.backends.local.parameters import Trainable
 from engine.backends.local.threads import CLOSED
 from engine.backends.values import AdamParams, Datum, ForwardBackwardResult, Logprobs
@@ -87,8 +87,11 @@ class Trainer:
 
     def _run(self, work: Pass) -> ForwardBackwardResult:
         sequences = [datum.model_input.tokens for datum in work.data]
+        share, budget = self._network.shares_prefixes, self._microbatch_tokens
+        if work.loss.pairs:
+            return self._run_parts(work, plan_pairs(sequences, budget, share=share))
         if not work.loss.whole_pass:
-            return self._run_parts(work, plan(sequences, self._microbatch_tokens, share=self._network.shares_prefixes))
+            return self._run_parts(work, plan(sequences, budget, share=share))
         if max(map(len, sequences)) * len(sequences) > self._microbatch_tokens:
             return self._run_whole(work)
         return self._run_parts(work, [apart(sequences)])

@@ -15,7 +15,7 @@ from engine.backends.local import kernels  # noqa: E402
 from engine.backends.local.assembly import Assembly, assemble  # noqa: E402
 from engine.backends.local.losses import check_loss  # noqa: E402
 from engine.backends.local.models import load  # noqa: E402
-from engine.backends.local.packing import apart, plan  # noqa: E402
+from engine.backends.local.packing import apart, plan, plan_pairs  # noqa: E402
 from engine.backends.local.trainer import Pass, Trainer  # noqa: E402
 from engine.backends.values import AdamParams, Datum, Loss, ModelInput  # noqa: E402
 
@@ -163,6 +163,34 @@ def test_plans_hold_every_sequence_once_within_the_budget() -> None:
                 assert all(np.array_equal(sequences[m][: family.shared], first) for m in family.members)
     assert max(family.shared for pack in plan(sequences, 10_000) for family in pack.families) >= 6
     assert all(not family.shared for pack in plan(sequences, 100, share=False) for family in pack.families)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_plans_keep_pairs_together_and_read_their_prompt_once(share: bool) -> None:
+    rng = np.random.default_rng(0)
+    pairs = []
+    for _ in range(25):
+        prompt = rng.integers(0, 9, rng.integers(1, 30)).astype(np.int32)
+        pairs += [np.append(prompt, rng.integers(0, 9, rng.integers(1, 20))).astype(np.int32) for _ in range(2)]
+    for budget in (1, 60, 500, 10_000):
+        packs = plan_pairs(pairs, budget, share=share)
+        members = [member for pack in packs for member in pack.members]
+        assert sorted(members) == list(range(len(pairs)))
+        assert all(
+            second == first + 1 and first % 2 == 0 for first, second in zip(members[::2], members[1::2], strict=True)
+        )
+        for pack in packs:
+            for family in pack.families:
+                first, second = (pairs[member] for member in family.members)
+                assert family.shared < min(len(first), len(second))
+                assert np.array_equal(first[: family.shared], second[: family.shared])
+                assert share or not family.shared
+            own = [len(pairs[member]) - family.shared for family in pack.families for member in family.members]
+            prefixes = [family.shared for family in pack.families if family.shared]
+            positions = max(own) * len(own) + max(prefixes, default=0) * len(prefixes)
+            assert positions <= budget or len(pack.families) == 1
+    if share:
+        assert len(plan_pairs(pairs, 500)) < len(plan_pairs(pairs, 500, share=False))
 
 
 def test_a_common_system_prompt_does_not_hide_the_problems_own() -> None:
