@@ -40,6 +40,7 @@ _BUILT_IN: dict[str, tuple[str, str]] = {
     "guess_number": ("envs.games.guess_number:groups", "finding a number by hints, in several turns"),
     "images": ("envs.vision.classification:groups", "which of some classes an image shows"),
     "math": ("envs.math_problems:groups", "problems of mathematics from data sets, graded by value"),
+    "reasoning": ("envs.reasoning_tasks:groups", "reasoning-gym's procedural tasks, each with its own scorer"),
     "textarena": ("envs.games.arena:groups", "a game of TextArena, for one player or several"),
     "tic_tac_toe": ("envs.games.tic_tac_toe:groups", "tic-tac-toe against oneself, a random or a perfect player"),
     "twenty_questions": ("envs.games.twenty_questions:groups", "finding a thing by questions that a model answers"),

@@ -102,6 +102,7 @@ GAPS = {
     "logprobs_agree": "the check trains a step first",
     "snapshots_are_frozen": "the server has one policy",
     "cancelled_calls_leave_nothing": "the check trains a step at its end",
+    "images_are_taken_or_rejected": "the check asks training, too, to refuse the image by name",
 }
 
 
