@@ -1,0 +1,151 @@
+"""What the tinker backend costs beside the bare SDK: CPU time of this process for each sample, and for each datum that is trained on.
+
+    python tests/backends/tinker/server.py serve MODEL                           # a server, in another terminal: it prints its address
+    python -m benchmarks.tinker_adapter --base-url URL --model MODEL             # with TINKER_API_KEY, in an environment with the SDK
+
+Both sides ask the same server for the same: rounds of concurrent requests for one sample each, then rounds of forward-backward passes. Sides take turns, each
+in a process of its own, and a figure is the median over rounds without the first, and over repeats. The server's time is not in it: it is another process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any
+
+import anyio
+import numpy as np
+
+from benchmarks import measuring
+from engine.backends.values import AdamParams, Datum, Loss, ModelInput, SampleRequest, SamplingParams
+
+PROMPT = [100 + index % 50 for index in range(24)]
+LENGTH = 24
+
+
+def run(case: dict[str, Any]) -> dict[str, Any]:
+    """One side, in this process: CPU seconds a sample and a datum."""
+    measured: dict[str, float] = anyio.run(_adapter if case["side"] == "adapter" else _bare, case)
+    return measured
+
+
+async def _rounds(ask: Callable[[int], Coroutine[Any, Any, None]], count: int, rounds: int) -> float:
+    """Median CPU seconds of one of `count` concurrent calls."""
+    spent = []
+    for _ in range(rounds + 1):
+        began = time.process_time()
+        async with anyio.create_task_group() as tasks:
+            for index in range(count):
+                tasks.start_soon(ask, index)
+        spent.append(time.process_time() - began)
+    return statistics.median(spent[1:]) / count
+
+
+def _rows() -> tuple[Any, Any]:
+    row = np.array([*PROMPT, 7])
+    return row[:-1], {"target_tokens": row[1:].astype(np.int64), "weights": np.ones(LENGTH, np.float32)}
+
+
+async def _adapter(case: dict[str, Any]) -> dict[str, float]:
+    from engine.backends import tinker
+
+    tokens, inputs = _rows()
+    async with tinker.open(case["model"], lora_rank=8, base_url=case["url"], seed=1) as backend:
+        snapshot = await backend.snapshot().result()
+        prompt, params = ModelInput.from_tokens(PROMPT), SamplingParams(max_tokens=8)
+
+        async def sample(index: int) -> None:
+            (completion,) = await backend.sample(snapshot, SampleRequest(prompt, params, index))
+            if len(completion.tokens) != len(completion.logprobs):
+                raise AssertionError
+
+        async def train(_: int) -> None:
+            data = [Datum(ModelInput.from_tokens(tokens), inputs) for _ in range(case["datums"])]
+            passed = backend.forward_backward(data, Loss("cross_entropy"))
+            stepped = backend.optim_step(AdamParams())
+            await passed.result()
+            await stepped.result()
+
+        sampling = await _rounds(sample, case["concurrent"], case["rounds"])
+        return {"sample": sampling, "datum": await _rounds(train, 1, case["rounds"]) / case["datums"]}
+
+
+async def _bare(case: dict[str, Any]) -> dict[str, float]:
+    """As one would write it with the SDK alone, on asyncio."""
+    from engine.backends.tinker.sdk import Sdk, load_sdk
+
+    sdk = Sdk(load_sdk())
+    types = sdk.types
+    tokens, inputs = _rows()
+    service = await anyio.to_thread.run_sync(lambda: sdk.module.ServiceClient(base_url=case["url"]))
+    await anyio.to_thread.run_sync(lambda: service.holder)
+    creating: Future[Any] = sdk.client(service, "create_lora_training_client", base_model=case["model"], rank=8, seed=1)
+    client = await asyncio.wrap_future(creating)
+    saving = sdk.future(client.save_weights_for_sampler(f"benchmark-{time.time_ns()}"))
+    path = (await asyncio.wrap_future(saving)).path
+    sampler = await asyncio.wrap_future(sdk.client(service, "create_sampling_client", model_path=path))
+
+    async def sample(index: int) -> None:
+        prompt = types.ModelInput.from_ints(PROMPT)
+        params = types.SamplingParams(max_tokens=8, seed=index, stop=[])
+        response = await asyncio.wrap_future(sdk.future(sampler.sample(prompt, 1, params)))
+        if len(response.sequences[0].tokens) != len(response.sequences[0].logprobs):
+            raise AssertionError
+
+    async def train(_: int) -> None:
+        data = [
+            types.Datum(model_input=types.ModelInput.from_ints(tokens.tolist()), loss_fn_inputs=inputs)
+            for _ in range(case["datums"])
+        ]
+        passed = sdk.future(client.forward_backward(data, "cross_entropy"))
+        stepped = sdk.future(client.optim_step(types.AdamParams()))
+        output = await asyncio.wrap_future(passed)
+        await asyncio.wrap_future(stepped)
+        if len([np.array(each["logprobs"].to_numpy()) for each in output.loss_fn_outputs]) != case["datums"]:
+            raise AssertionError
+
+    sampling = await _rounds(sample, case["concurrent"], case["rounds"])
+    return {"sample": sampling, "datum": await _rounds(train, 1, case["rounds"]) / case["datums"]}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base-url", help="of the server")
+    parser.add_argument("--model", help="as the server calls it")
+    parser.add_argument("--concurrent", type=int, default=64)
+    parser.add_argument("--datums", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
+    parser.add_argument("--json", help="also write the figures there")
+    given = parser.parse_args()
+    if given.child:
+        print(json.dumps(run(given.child)))
+        return
+    if not given.base_url or not given.model:
+        parser.error("--base-url and --model are needed: which server, and which model there")
+    sides: dict[str, list[dict[str, float]]] = {"adapter": [], "bare": []}
+    common = {name: getattr(given, name) for name in ("model", "concurrent", "datums", "rounds")}
+    for _ in range(given.repeats):
+        for side, found in sides.items():
+            found.append(measuring.fresh("benchmarks.tinker_adapter", {"side": side, "url": given.base_url, **common}))
+    rows = []
+    for what in ("sample", "datum"):
+        ours, bare = (statistics.median(each[what] for each in sides[side]) * 1e6 for side in ("adapter", "bare"))
+        spread = [
+            f"{min(each[what] for each in sides[side]) * 1e6:.0f}-{max(each[what] for each in sides[side]) * 1e6:.0f}"
+            for side in sides
+        ]
+        rows.append((what, f"{ours:.0f} ({spread[0]})", f"{bare:.0f} ({spread[1]})", f"{ours / bare:.2f}"))
+    measuring.show("CPU microseconds, client side", ("for each", "tinker backend", "bare SDK", "ratio"), rows)
+    measuring.save(given.json, sides)
+
+
+if __name__ == "__main__":
+    main()
