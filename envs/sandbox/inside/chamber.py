@@ -35,6 +35,11 @@ def confine(filters: bytes | None) -> None:
         kernel.install_filter(filters)
 
 
+def shown_at(path: str) -> str:
+    """Where the root of runs shows a path of the machine: at its own place, but for what every run's own ROOM would hide."""
+    return f"/shown{path}" if within(path, ROOM) else path
+
+
 def within(path: str, directory: str) -> bool:
     """Whether a path is the directory or lies in it."""
     return path == directory or path.startswith(directory.rstrip("/") + "/")

@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from . import kernel, program, warden
+from .chamber import shown_at
 from .namespaces import Namespaces
 from .restricted import Restricted
 
@@ -209,6 +210,8 @@ def main(fd: int) -> None:
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
         _load_library(setup["library"])
         isolated, missing = room.open()
+        if setup["means"] == "namespaces":
+            setup["packages"] = [shown_at(path) for path in setup["packages"]]
         _prepare(setup)
         # Nothing of the caller's environment: not even through the launcher's own memory can a program find a key in it.
         connection.send(json.dumps({"ready": {"name": room.name, "isolated": isolated, "missing": missing}}).encode())

@@ -11,7 +11,7 @@ from typing import Any
 
 from . import filter as seccomp
 from . import kernel
-from .chamber import DEVICES, INODES, INSIDE_ID, MOUNT_POINTS, NOBODY, ROOM, confine, within
+from .chamber import DEVICES, INODES, INSIDE_ID, MOUNT_POINTS, NOBODY, ROOM, confine, shown_at, within
 
 
 class Namespaces:
@@ -211,7 +211,7 @@ def _mount_proc(target: str) -> bool:
 
 
 def _show(path: str, point: str) -> None:
-    source, target = Path(path), Path(point + path)
+    source, target = Path(path), Path(point + shown_at(path))
     if not (source.exists() or source.is_symlink()) or target.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
