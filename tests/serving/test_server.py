@@ -15,7 +15,16 @@ import anyio
 import httpx
 import pytest
 
-from engine.backends import BackendError, ModelInput, RequestRejected, SampleRequest, SamplingParams, conformance
+from engine.backends import (
+    BackendError,
+    ImageChunk,
+    ModelInput,
+    RequestRejected,
+    SampleRequest,
+    SamplingParams,
+    TokenChunk,
+    conformance,
+)
 from engine.backends import openai_compatible as client
 from engine.completion import PolicyCompleter, SnapshotPolicy, chat_api
 from engine.rendering import Delta, get_renderer, user
@@ -135,6 +144,17 @@ async def test_what_the_server_refuses_is_said_in_its_words(model: Path) -> None
                 await remote.sample(snapshot, request)
             with pytest.raises(RequestRejected, match="cannot train"):
                 remote.forward_backward([], conformance.subject.CROSS_ENTROPY)
+
+
+async def test_an_image_is_refused_by_name(model: Path) -> None:
+    """The half of `images_are_taken_or_rejected` that is about sampling: the declared gap is about training alone."""
+    async with served(model) as (_, _, address), client.open("tiny", base_url=address, api_key=KEY) as remote:
+        snapshot = await remote.snapshot().result()
+        prompt = ModelInput((TokenChunk([5, 6]), ImageChunk(b"png", 4)))
+        with pytest.raises(RequestRejected, match="prompt: it holds an image"):
+            await remote.sample(snapshot, SampleRequest(prompt, SamplingParams(max_tokens=2), seed=0))
+        with pytest.raises(RequestRejected, match="sequence: it holds an image"):
+            await remote.compute_logprobs(snapshot, prompt)
 
 
 async def test_a_client_that_hangs_up_frees_the_policy() -> None:
