@@ -9,6 +9,7 @@ from engine.runtime.program import ActorsFailed, Program, Restarts
 from engine.runtime.requests import Ask, Asker, Inbox, NoReply
 from engine.runtime.seeds import derive_seed
 from engine.runtime.simulation import Deadlock, SimulationReport, simulate
+from engine.runtime.turns import TurnLimit
 
 __all__ = [
     "ActorsFailed",
@@ -36,6 +37,7 @@ __all__ = [
     "StalenessGate",
     "Ticket",
     "Tracer",
+    "TurnLimit",
     "WorkerDied",
     "WorkerPool",
     "derive_seed",

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import attrs
 
 from engine.runtime.processes import BudgetExceeded, JobError, JobFailed, PoolClosed, WorkerDied, WorkerPool
+from engine.runtime.turns import TurnLimit
 from envs.grading.extraction import Found, extract
 from envs.grading.grade import Failure, Grade
 from envs.grading.mathematics.deciding import QUICK_LENGTH, Decision, decide, hopeless
@@ -33,6 +34,9 @@ from envs.grading.mathematics.trees import Words
 
 PRELOAD = ("envs.grading.mathematics.warm",)
 """What a pool's workers should import when they start, so that no answer pays for importing sympy out of its budget: `WorkerPool(preload=PRELOAD)`."""
+
+AT_ONCE = 8
+"""Answers that are looked at in one turn of the event loop: what is decided there takes up to some five milliseconds."""
 
 
 @attrs.define
@@ -71,6 +75,7 @@ class MathGrader:
         self._budget = budget
         self._on_failure = on_failure
         self._require_boxed = require_boxed
+        self._turns = TurnLimit(AT_ONCE)
         self.counts = MathCounts()
 
     async def grade(self, answer: str, reference: str | Sequence[str]) -> Grade:
@@ -78,6 +83,7 @@ class MathGrader:
 
         Raises JobError under `on_failure="raise"`, PoolClosed.
         """
+        await self._turns.wait()
         found = extract(answer)
         if found is None or (self._require_boxed and found.how != "boxed"):
             self.counts.graded += 1
@@ -85,7 +91,9 @@ class MathGrader:
             return Grade(0.0, "there is no answer in it")
         references = [reference] if isinstance(reference, str) else list(reference)
         best: Grade | None = None
-        for each in references:
+        for number, each in enumerate(references):
+            if number:
+                await self._turns.wait()
             grade = await self._compare(found, bare_reference(each))
             if grade.score > 0:
                 return grade
@@ -96,6 +104,7 @@ class MathGrader:
 
     async def equivalent(self, answer: str, reference: str) -> Grade:
         """Compares two answers that have nothing around them."""
+        await self._turns.wait()
         return await self._compare(Found(answer, "whole"), reference)
 
     async def _compare(self, found: Found, reference: str) -> Grade:

@@ -39,6 +39,7 @@ def test_the_public_names() -> None:
         "StalenessGate",
         "Ticket",
         "Tracer",
+        "TurnLimit",
         "WorkerDied",
         "WorkerPool",
         "derive_seed",

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
+import anyio.lowlevel
 import attrs
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from engine.runtime import WorkerPool, simulate
 from engine.runtime.processes import BudgetExceeded, PoolClosed
 from envs.grading import PRELOAD, MathGrader, open_math_grader
 from envs.grading.grade import Grade
+from envs.grading.math_grader import AT_ONCE
 from envs.problem import ProblemEnv
 from recipes.tiny import make_tokenizer
 
@@ -77,6 +79,28 @@ async def test_references_and_answers_of_data_sets() -> None:
     assert grader.counts.no_answer == 1
     with pytest.raises(ValueError, match="no reference"):
         await grader.grade("3", [])
+
+
+async def test_a_crowd_of_answers_leaves_the_event_loop_its_turns() -> None:
+    """However many are graded at once, and whatever each of them costs: a few between two turns of everybody else."""
+    grader = MathGrader(None)
+    since, most = 0, 0
+
+    async def look() -> None:
+        nonlocal since, most
+        while True:
+            since = grader.counts.graded
+            await anyio.lowlevel.checkpoint()
+            most = max(most, grader.counts.graded - since)
+
+    async with anyio.create_task_group() as looking:
+        looking.start_soon(look)
+        async with anyio.create_task_group() as grading:
+            for number in range(50):
+                grading.start_soon(grader.grade, rf"\boxed{{{number}}}", ["-1", "-2", str(number)])
+        looking.cancel_scope.cancel()
+    assert grader.counts.graded == 150
+    assert most <= 2 * AT_ONCE
 
 
 async def test_only_a_box_counts_where_that_is_asked_for() -> None:
