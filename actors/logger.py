@@ -14,6 +14,7 @@ from typing import Any
 
 import anyio
 
+from actors.reclaiming import Reclaimer
 from actors.reports import CheckpointReport, EvaluationReport, Note, Observer, Report, StepReport
 from engine.runtime.channels import Receiver, Sender
 from engine.runtime.instrumentation import Tracer
@@ -33,13 +34,15 @@ class Logger:
         observers: Sequence[Observer] = (),
         tracer: Tracer | None = None,
         pending_evaluations: Collection[tuple[int, str]] = (),
+        reclaimer: Reclaimer | None = None,
     ) -> None:
-        """`pending_evaluations`: (version, name) of those that are due and not reported, as they change."""
+        """`pending_evaluations`: (version, name) of those that are due and not reported, as they change. `reclaimer`: deletes on the server what pruning left."""
         self._run = run
         self._store = store
         self._observers = observers
         self._tracer = tracer
         self._pending_evaluations = pending_evaluations
+        self._reclaimer = reclaimer
         self.rows: list[Mapping[str, float]] = []
         """Metrics by step, kept only where there is no run directory to read them from."""
         self.evaluations: list[EvaluationReport] = []
@@ -85,6 +88,7 @@ class Logger:
             if self._store is not None and self._store.keeping.best is not None:
                 waited_for = set(self._pending_evaluations) - {(report.version, report.name)}
                 await offload(self._store.prune, waited_for)
+                await self._reclaim()
         for observer in self._observers:
             observer.evaluation(report.version, report.name, report.metrics)
 
@@ -93,6 +97,11 @@ class Logger:
             await pending.result()
         await offload(self._commit, report, set(self._pending_evaluations))
         self._note(f"checkpoint {report.version} saved")
+        await self._reclaim()
+
+    async def _reclaim(self) -> None:
+        if self._reclaimer is not None:
+            await self._reclaimer.reclaim(await self._reclaimer.due())
 
     def _commit(self, report: CheckpointReport, pending: Collection[tuple[int, str]]) -> None:
         if self._run is None or self._store is None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import anyio
 
+from actors.reclaiming import Reclaimer
 from engine.runtime.channels import Receiver
 from engine.runtime.offload import offload
 from engine.storage.blobs import BlobStore
@@ -22,10 +23,14 @@ from engine.storage.mirror import push_run
 class Mirroring:
     """Copies one run."""
 
-    def __init__(self, run: Path, blobs: BlobStore, note: Callable[[str], None]) -> None:
+    def __init__(
+        self, run: Path, blobs: BlobStore, note: Callable[[str], None], reclaimer: Reclaimer | None = None
+    ) -> None:
+        """`reclaimer`: deletes on a server what pruning left, once the copy does not name it any more."""
         self._run = run
         self._blobs = blobs
         self._note = note
+        self._reclaimer = reclaimer
 
     async def run(self, saved: Receiver[int]) -> None:
         """Copies after every checkpoint, and once more when the run has ended, with its last lines."""
@@ -40,6 +45,7 @@ class Mirroring:
         await self._push("the end of the run")
 
     async def _push(self, what: str) -> None:
+        due = await self._reclaimer.due() if self._reclaimer is not None else ()
         try:
             pushed = await offload(push_run, self._run, self._blobs)
         except Exception as error:  # noqa: BLE001  (whatever a store's client raises: the run does not depend on it)
@@ -48,3 +54,5 @@ class Mirroring:
             self._note(
                 f"{what} copied to {self._blobs.address} ({pushed.sent} of {pushed.files} files, {pushed.bytes / 1e6:.1f} MB)"
             )
+            if self._reclaimer is not None:
+                await self._reclaimer.reclaim(due)

@@ -248,7 +248,7 @@ async def _run(
     if run.directory is not None and run.settings.mirror is not None:
         saved: Channel[int] = Channel("saved checkpoints", 1)
         program.drain("logger", run.logger.run, reports.receiver(), saved.sender())
-        mirroring = Mirroring(run.directory.path, run.settings.mirror, run.note)
+        mirroring = Mirroring(run.directory.path, run.settings.mirror, run.note, run.reclaimer)
         program.drain("mirror", mirroring.run, saved.receiver())
     else:
         program.drain("logger", run.logger.run, reports.receiver())

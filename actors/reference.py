@@ -9,15 +9,15 @@ takes its own, already trained weights for the reference, and says so where the 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from engine.backends.errors import BackendError, UnusableState
-from engine.backends.ports import Backend, SamplingBackend, Snapshot
+from engine.backends.ports import Backend, RemoteBackend, SamplingBackend, Snapshot
 from engine.backends.values import Completion, Logprobs, ModelInput, SampleRequest
 from engine.runtime.offload import offload
+from engine.storage.discarded import Elsewhere, nothing_elsewhere, remove_noting
 from engine.storage.files import sync_directory
 from engine.storage.run_directory import RunDirectoryError
 
@@ -58,9 +58,10 @@ async def freeze_reference(backend: Backend, run: Path | None) -> ReferencePolic
     try:
         if run is not None:
             partial = run / f".{REFERENCE}.partial"
-            await offload(_empty, partial)
+            elsewhere = backend.elsewhere if isinstance(backend, RemoteBackend) else nothing_elsewhere
+            await offload(_empty, run, partial, elsewhere)
             await backend.save_snapshot(reference._held(), partial).result()  # noqa: SLF001  (its own maker)
-            await offload(_commit, partial, run / REFERENCE)
+            await offload(_commit, run, partial, elsewhere)
     except BaseException:
         reference.release()
         raise
@@ -96,12 +97,14 @@ async def open_reference(backend: Backend, run: Path | None, *, resumed: bool) -
         reference.release()
 
 
-def _empty(directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
+def _empty(run: Path, directory: Path, elsewhere: Elsewhere) -> None:
+    if directory.exists():  # of a crash
+        remove_noting(run, directory, elsewhere)
     directory.mkdir(parents=True)
 
 
-def _commit(partial: Path, final: Path) -> None:
+def _commit(run: Path, partial: Path, elsewhere: Elsewhere) -> None:
+    final = run / REFERENCE
     for path in sorted(partial.rglob("*")):
         if path.is_file():
             with path.open("rb") as file:
@@ -109,6 +112,6 @@ def _commit(partial: Path, final: Path) -> None:
     for directory in sorted({path.parent for path in partial.rglob("*")} | {partial}):
         sync_directory(directory)
     if final.exists():  # of an attempt that never came to a checkpoint
-        shutil.rmtree(final)
+        remove_noting(run, final, elsewhere)
     partial.rename(final)
     sync_directory(final.parent)

@@ -11,15 +11,17 @@ import structlog
 
 from actors.checkpoint import CheckpointCutter, RunSettings, restore
 from actors.logger import Logger
+from actors.reclaiming import Reclaimer
 from actors.reference import ReferencePolicy, open_reference
 from actors.reports import EvaluationReport, Observer
 from actors.sampler import Sampler, SamplerSettings, SamplerStatistics
-from engine.backends.ports import Backend, Snapshot
+from engine.backends.ports import Backend, RemoteBackend, Snapshot
 from engine.runtime.channels import ChannelStatistics
 from engine.runtime.gate import GateStatistics
 from engine.runtime.instrumentation import NullTracer, Tracer
 from engine.runtime.offload import offload
 from engine.storage.checkpoints import CheckpointStore
+from engine.storage.discarded import nothing_elsewhere
 from engine.storage.run_directory import EVALUATIONS, EVENTS, METRICS, TRACE, RunDirectory
 from engine.telemetry.trace import TraceWriter
 
@@ -59,16 +61,23 @@ class Run:
         self.sampler = sampler
         self.directory = directory
         self.tracer = tracer
-        self.store = CheckpointStore(directory, settings.keeping) if directory is not None else None
+        elsewhere = backend.elsewhere if isinstance(backend, RemoteBackend) else nothing_elsewhere
+        self.store = CheckpointStore(directory, settings.keeping, elsewhere) if directory is not None else None
+        self.reclaimer: Reclaimer | None = None
+        """Deletes what this run's deleted checkpoints leave on a server."""
+        if directory is not None and isinstance(backend, RemoteBackend):
+            self.reclaimer = Reclaimer(directory.path, backend, self.note)
         self.resumed = False
         """It goes on from a checkpoint."""
         self.first_step = 0
         self.elapsed = 0.0
         self.pending_evaluations: set[tuple[int, str]] = set()
         self.done_evaluations: set[tuple[int, str]] = set()
-        self.logger = Logger(directory, self.store, observers, tracer, self.pending_evaluations)
-        self.channels: list[ChannelStatistics] = []
         self._observers = observers
+        # With a copy elsewhere, what the copy still names goes only when that is up to date.
+        reclaimer = self.reclaimer if settings.mirror is None else None
+        self.logger = Logger(directory, self.store, observers, tracer, self.pending_evaluations, reclaimer)
+        self.channels: list[ChannelStatistics] = []
 
     def note(self, text: str) -> None:
         """Tells the observers; where there are none, the log, so that an embedded run does not fall back in silence."""

@@ -3,58 +3,88 @@
     python -m recipes.checkpoints --run runs/chat_sl-20260101-120000
     python -m recipes.checkpoints --run DIR --verify            # reads every file and compares its digest
     python -m recipes.checkpoints --run DIR --show best
-    python -m recipes.checkpoints --run DIR --delete 20 40
+    python -m recipes.checkpoints --run DIR --delete 20 40      # on a Tinker server, too, where the weights lie there
+    python -m recipes.checkpoints --on-server                   # what lies on the Tinker server, and which local run holds it
 
-Reading needs no lock and disturbs no run that is going on. Deleting wants the run to be over.
+Reading needs no lock and disturbs no run that is going on. Deleting wants the run to be over. What a server could not delete stays noted in the run's
+directory, and `--reclaim` asks for it again. TINKER_BASE_URL (or --base-url) and TINKER_API_KEY say which server.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from datetime import datetime
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import attrs
 
-from recipes import cli
+from recipes import cli, server_weights
 
 if TYPE_CHECKING:
     from engine.storage import StoredCheckpoint
+    from recipes.server_weights import OpenStore
 
 
 @attrs.frozen(kw_only=True)
 class Config:
-    """Lists a run's checkpoints, shows one, or deletes some."""
+    """Lists a run's checkpoints, shows one, or deletes some; lists what lies on a Tinker server, and deletes there what no run holds."""
 
-    run: Path
+    run: Path | None = None
     """The run's directory."""
     show: str | None = None
     """Say all about one: latest, best, or a step."""
     delete: tuple[int, ...] = ()
-    """Steps whose checkpoints are removed for good."""
+    """Steps whose checkpoints are removed for good, their weights on a Tinker server included."""
     verify: bool = False
     """Read every file and compare it with its digest."""
+    reclaim: bool = False
+    """Have the server delete what deleted checkpoints of the run left there."""
+    on_server: bool = False
+    """List all that lies on the Tinker server, whichever run it is of."""
+    runs: tuple[Path, ...] = (Path("runs"),)
+    """Directories below which local runs lie: what these hold is not unreferenced."""
+    delete_unreferenced: bool = False
+    """Delete from the Tinker server what no run below --runs holds. --on-server shows what that is."""
+    older_than: float = attrs.field(default=24.0, validator=attrs.validators.ge(0.0))
+    """Hours that unreferenced weights must be old to be deleted: those of a run that is going on elsewhere are younger."""
+    name: str = attrs.field(default="callsheet", validator=attrs.validators.min_len(1))
+    """How the names of unreferenced weights must begin to be deleted: other programs' are left alone."""
+    base_url: str | None = None
+    """Of the Tinker server; None: what TINKER_BASE_URL says, else the hosted service."""
 
 
-def main(config: Config) -> None:
-    """Runs the command."""
+def main(config: Config, open_store: OpenStore | None = None) -> None:
+    """Runs the command. `open_store`: how the server is reached; None: as the configuration says."""
+    if open_store is None:
+        from engine.backends import tinker
+
+        open_store = partial(tinker.open_store, base_url=config.base_url)
+    if config.on_server or config.delete_unreferenced:
+        _on_server(config, open_store)
+    elif config.run is None:
+        raise ValueError("run: which run's checkpoints? --run DIR, or --on-server for all that lies on a Tinker server")
+    else:
+        _of_run(config, config.run, open_store)
+
+
+def _of_run(config: Config, run: Path, open_store: OpenStore) -> None:
     from engine.storage import list_checkpoints, select_checkpoint
 
-    if config.delete:
-        _delete(config.run, config.delete)
+    if config.delete or config.reclaim:
+        _delete(run, config.delete, open_store)
     if config.show is not None:
         which: Any = int(config.show) if config.show.isdecimal() else config.show
         if which not in ("latest", "best") and not isinstance(which, int):
             raise ValueError(f"show takes latest, best or a step, not {config.show!r}")
-        print("\n".join(_shown(config.run, select_checkpoint(config.run, which), verify=config.verify)))
+        print("\n".join(_shown(run, select_checkpoint(run, which), verify=config.verify)))
         return
-    there = list_checkpoints(config.run)
-    if not there:
-        print(f"{config.run} has no checkpoint left")
-        return
-    print("\n".join(_table(config.run, there, verify=config.verify)))
+    there = list_checkpoints(run)
+    print("\n".join(_table(run, there, verify=config.verify)) if there else f"{run} has no checkpoint left")
+    _tell_noted(run)
 
 
 def _table(run: Path, there: Sequence[StoredCheckpoint], *, verify: bool) -> Iterator[str]:
@@ -78,6 +108,7 @@ def _table(run: Path, there: Sequence[StoredCheckpoint], *, verify: bool) -> Ite
 
 
 def _shown(run: Path, checkpoint: StoredCheckpoint, *, verify: bool) -> Iterator[str]:
+    from engine.backends.tinker import saved_in
     from engine.storage import list_checkpoints
 
     state = json.loads((checkpoint.path / "run.json").read_text(encoding="utf-8"))
@@ -88,6 +119,9 @@ def _shown(run: Path, checkpoint: StoredCheckpoint, *, verify: bool) -> Iterator
     older = sorted(path.name for path in (checkpoint.path / "snapshots").glob("*"))
     if older:
         yield f"holds also the weights of steps {', '.join(older)}, which groups or evaluations under way were using"
+    for place, state in saved_in(checkpoint.path):
+        until = f", until {state.expires}" if state.expires else ""
+        yield f"weights    {state.path} on {state.server}{until} ({place.relative_to(checkpoint.path)})"
     for measure in _measures([row for row in _evaluations(run) if row["step"] == checkpoint.step]):
         yield f"evaluated  {measure}"
     if verify:
@@ -96,22 +130,85 @@ def _shown(run: Path, checkpoint: StoredCheckpoint, *, verify: bool) -> Iterator
     yield f"export it       python -m recipes.export --run {run} --checkpoint {checkpoint.step} --format merged --out DIR"
 
 
-def _delete(run: Path, steps: Sequence[int]) -> None:
+def _delete(run: Path, steps: Sequence[int], open_store: OpenStore) -> None:
+    from engine.backends.errors import BackendError
+    from engine.backends.tinker.states import remotes
     from engine.storage import CheckpointStore, list_checkpoints, select_checkpoint
+    from engine.storage.discarded import DISCARDED
     from engine.storage.run_directory import RunDirectory
 
     for step in steps:
         select_checkpoint(run, step)  # all of them, before any is gone
+    before = list_checkpoints(run)
     with RunDirectory(run, resume=True) as opened:
-        store = CheckpointStore(opened)
-        newest = list_checkpoints(run)[-1].step
+        store = CheckpointStore(opened, elsewhere=remotes)
         for step in dict.fromkeys(steps):
             store.delete(step)
             print(f"deleted checkpoint {step}")
-    if newest in steps:
+        kept = _reclaim(run, open_store)
+    if before and before[-1].step in steps:
         left = list_checkpoints(run)
         where = f"from step {left[-1].step}" if left else "from the beginning"
         print(f"the run now goes on {where}, and does the steps since then again")
+    if kept:
+        raise BackendError(
+            f"{_reasons(kept)}; still there are {', '.join(kept)}. They are noted in {run / DISCARDED}: --run {run} --reclaim asks for them again"
+        )
+
+
+def _reclaim(run: Path, open_store: OpenStore) -> Mapping[str, str]:
+    """Has the server delete what nothing in the run names any more. What stays there stays noted, too, and is given with the reason."""
+    from engine.backends.errors import BackendError
+    from engine.backends.tinker.states import remotes
+    from engine.storage.discarded import forget, unwanted
+
+    due = unwanted(run, remotes)
+    if not due:
+        return {}
+    try:
+        gone, kept = anyio.run(server_weights.reclaim, open_store, due)
+    except BackendError as error:
+        gone, kept = set(), {remote.path: str(error) for remote in due}
+    forget(run, gone)
+    if gone:
+        print(f"deleted {len(gone)} of its weights on the server")
+    return kept
+
+
+def _reasons(kept: Mapping[str, str]) -> str:
+    return "; ".join(dict.fromkeys(kept.values()))
+
+
+def _tell_noted(run: Path) -> None:
+    from engine.storage.discarded import noted
+
+    if left := noted(run):
+        print(
+            f"{len(left)} of the weights of deleted checkpoints are still on {left[-1].server}: --reclaim deletes them"
+        )
+
+
+def _on_server(config: Config, open_store: OpenStore) -> None:
+    from engine.backends.errors import BackendError
+
+    runs = [*config.runs, *([config.run] if config.run is not None else [])]
+    there = anyio.run(server_weights.look, open_store, runs)
+    age = timedelta(hours=config.older_than)
+    deletable = [each for each in there if each.deletable(config.name, datetime.now(UTC) - age)]
+    if config.delete_unreferenced:
+        kept = anyio.run(server_weights.delete, open_store, deletable) if deletable else {}
+        there = [each for each in there if each not in deletable or each.stored.path in kept]
+        print(f"deleted {len(deletable) - len(kept)} that no run holds")
+        if kept:
+            raise BackendError(f"{len(kept)} could not be deleted: {_reasons(kept)}")
+    if config.on_server:
+        print("\n".join(server_weights.table(there)) if there else "nothing lies on the server")
+        if deletable and not config.delete_unreferenced:
+            below = ", ".join(map(str, config.runs))
+            print(
+                f"{len(deletable)} of these, named {config.name}-..., are older than {config.older_than:g} hours and held by no run below {below}: "
+                f"--delete-unreferenced deletes them"
+            )
 
 
 def _marks(run: Path, there: Sequence[StoredCheckpoint]) -> dict[int, list[str]]:
@@ -146,12 +243,7 @@ def _saved(checkpoint: StoredCheckpoint) -> str:
 
 
 def _size(checkpoint: StoredCheckpoint) -> str:
-    size = float(sum(path.stat().st_size for path in checkpoint.path.rglob("*") if path.is_file()))
-    for unit in ("B", "KB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} GB"
+    return server_weights.in_bytes(sum(path.stat().st_size for path in checkpoint.path.rglob("*") if path.is_file()))
 
 
 def _whole(checkpoint: StoredCheckpoint) -> str:

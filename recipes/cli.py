@@ -18,7 +18,9 @@ import linecache
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -61,7 +63,8 @@ def main(
     except BrokenPipeError:  # `--help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more as it exits
         sys.exit(0)
-    sys.exit(_run(run, parsed, name, backend, with_traceback=with_traceback))
+    with _plain_warnings(name):
+        sys.exit(_run(run, parsed, name, backend, with_traceback=with_traceback))
 
 
 def _run(
@@ -96,6 +99,22 @@ def report_errors_in(directory: Path) -> None:
     directories = _error_directory.get()
     if directories is not None:
         directories.append(directory)
+
+
+@contextmanager
+def _plain_warnings(name: str) -> Iterator[None]:
+    """Shows warnings of our own classes as one line without the place in the code, which means nothing to the user; others as ever."""
+    show_others = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+        if category.__module__.partition(".")[0] in OURS:
+            print(f"{name}: warning: {message}", file=sys.stderr)
+        else:
+            show_others(message, category, *place, **options)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 # ---- errors

@@ -3,7 +3,7 @@
 Adapters are modules of their own, imported only when used: `engine.backends.simulated`, `engine.backends.local`.
 """
 
-from engine.backends.errors import BackendError, RequestRejected, TransientError, UnusableState
+from engine.backends.errors import BackendError, IgnoredSetting, RequestRejected, TransientError, UnusableState
 from engine.backends.ports import Backend, Capabilities, Pending, SamplingBackend, Snapshot, Tokenizer, TrainingBackend
 from engine.backends.values import (
     AdamParams,
@@ -31,6 +31,7 @@ __all__ = [
     "Completion",
     "Datum",
     "ForwardBackwardResult",
+    "IgnoredSetting",
     "ImageChunk",
     "Logprobs",
     "Loss",

@@ -4,6 +4,8 @@ BackendError
 ├── TransientError      try again: a timeout, a rate limit, a busy or restarting server      (the sampler retries it)
 ├── RequestRejected     trying again cannot help: names the datum and the field              (ends the group or the run)
 └── UnusableState       a saved state that cannot be restored                                (resume falls back to the one before)
+
+And one warning, IgnoredSetting, for what a backend is asked and cannot do, where a run is of use without it.
 """
 
 from __future__ import annotations
@@ -23,3 +25,7 @@ class RequestRejected(BackendError):
 
 class UnusableState(BackendError):
     """A saved state that cannot be restored: incomplete, damaged, or of another model."""
+
+
+class IgnoredSetting(UserWarning):
+    """A setting that has no effect on this backend: which, and what that means. Given once for each backend that is opened."""

@@ -7,7 +7,7 @@ and a state saved after step k holds exactly k optimizer steps whatever is submi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
@@ -25,6 +25,7 @@ from engine.backends.values import (
 )
 
 if TYPE_CHECKING:
+    from engine.storage.discarded import Remote
     from engine.training.custom import CustomLoss
 
 T_co = TypeVar("T_co", covariant=True)
@@ -58,12 +59,12 @@ class Capabilities:
     request_deadline: float | None = None
     """Seconds after which a sampling request that has not been answered should be given up and tried again. A server can lose a request; a
     backend in this process cannot (None), and a slow machine is no failure."""
-    deterministic: bool = False
-    """Same requests in the same order give the same bytes."""
     time_to_live: bool = False
     """A saved state can be given a time after which the backend drops it."""
     images: bool = False
     """Prompts and datums may hold images. Where not, they are rejected."""
+    clips_gradients: bool = True
+    """`AdamParams.grad_clip_norm` has its effect. Where not, the first step that asks for it warns with `IgnoredSetting`."""
 
 
 @runtime_checkable
@@ -90,7 +91,10 @@ class TrainingBackend(Protocol):
         ...
 
     def optim_step(self, params: AdamParams) -> Pending[dict[str, float]]:
-        """Submits one AdamW step on the accumulated gradients, and clears them. Gives metrics such as `grad_norm`."""
+        """Submits one AdamW step on the accumulated gradients, and clears them. Gives metrics such as `grad_norm`.
+
+        A backend that cannot clip (`Capabilities.clips_gradients`) warns with `IgnoredSetting` when it is first asked to.
+        """
         ...
 
     def snapshot(self) -> Pending[Snapshot]:
@@ -155,6 +159,38 @@ class SamplingBackend(Protocol):
 
     def load_snapshot(self, directory: Path) -> Pending[Snapshot]:
         """Submits the restoring of what `save_snapshot` wrote."""
+        ...
+
+
+@attrs.frozen
+class Discarded:
+    """What became of weights that a server was asked to delete, by their paths."""
+
+    deleted: frozenset[str] = frozenset()
+    missing: frozenset[str] = frozenset()
+    """The server has no such thing: deleted before, expired, or never its own."""
+    kept: Mapping[str, str] = attrs.field(factory=dict)
+    """Not deleted, each with the reason."""
+
+
+@runtime_checkable
+class RemoteBackend(Protocol):
+    """What a backend offers beside its ports when saved states and snapshots lie on a server, and the directories they are saved into hold only where.
+
+    Whoever deletes such a directory has the server delete the weights too. Asked in this order, nothing goes that is still wanted: first `in_use`, then what
+    the remaining directories hold (`elsewhere`), then `discard`.
+    """
+
+    def elsewhere(self, directory: Path) -> Sequence[Remote]:
+        """What was saved into a directory, or anywhere below it. Blocks: it reads files."""
+        ...
+
+    def in_use(self, path: str) -> bool:
+        """Whether a live snapshot is of these weights, or they are being saved into a directory at this moment."""
+        ...
+
+    async def discard(self, paths: Sequence[str]) -> Discarded:
+        """Has the server delete weights for good. Cancelling the call leaves open which of them went; asking again is safe."""
         ...
 
 

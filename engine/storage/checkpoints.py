@@ -1,7 +1,8 @@
 """Checkpoints on disk: a directory each, complete or not there, verified before use.
 
 A checkpoint is written under a hidden name, every file's size and digest go into its manifest, then it gets its name in one rename and its line in
-checkpoints.jsonl. A crash at any moment leaves the checkpoints before it as they were. Which of them stay is `Keeping`'s to say.
+checkpoints.jsonl. A crash at any moment leaves the checkpoints before it as they were. Which of them stay is `Keeping`'s to say. Where a checkpoint's weights
+lie on a server, they are noted for deletion there (`engine.storage.discarded`) before its directory goes.
 """
 
 from __future__ import annotations
@@ -9,13 +10,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Literal
 
 import attrs
 
+from engine.storage.discarded import Elsewhere, nothing_elsewhere, remove_noting
 from engine.storage.files import digest_of, keep_lines, read_lines, sync_directory, write_atomically
 from engine.storage.keeping import Best, Keeping
 from engine.storage.run_directory import CHECKPOINTS, EVALUATIONS, RunDirectory, RunDirectoryError
@@ -44,16 +45,20 @@ class UnusableCheckpoint(Exception):
 class CheckpointStore:
     """The checkpoints of one run directory."""
 
-    def __init__(self, run: RunDirectory, keeping: Keeping | None = None) -> None:
-        """`keeping`: which to keep; None keeps all."""
+    def __init__(
+        self, run: RunDirectory, keeping: Keeping | None = None, elsewhere: Elsewhere = nothing_elsewhere
+    ) -> None:
+        """`keeping`: which to keep; None keeps all. `elsewhere`: what of them lies on a server."""
         self.run = run
+        self.elsewhere = elsewhere
         self.keeping = keeping or Keeping()
         self.directory = run.path / "checkpoints"
 
     def begin(self, step: int) -> Path:
         """An empty hidden directory for the checkpoint after `step` optimizer steps."""
         partial = self.directory / f".{step:06d}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial.exists():  # of a crash
+            self._remove(partial)
         partial.mkdir(parents=True)
         return partial
 
@@ -75,7 +80,7 @@ class CheckpointStore:
         write_atomically(partial / MANIFEST, json.dumps(manifest, indent=1))
         final = self.directory / f"{step:06d}"
         if final.exists():  # left by a run that was rewound to before it
-            shutil.rmtree(final)
+            self._remove(final)
         partial.rename(final)
         sync_directory(self.directory)
         sync_directory(self.run.path)
@@ -102,19 +107,22 @@ class CheckpointStore:
         listed = {checkpoint.path.name for checkpoint in self.newest_first()}
         for path in self.directory.iterdir():
             if path.name not in listed and _NAME.fullmatch(path.name):
-                shutil.rmtree(path)
+                self._remove(path)
 
     def prune(self, pending: Collection[tuple[int, str]] = ()) -> None:
         """Removes what is not to be kept. `pending`: (version, name) of evaluations still to come, which may find the best one."""
         existing = {each.step: each.path for each in self.newest_first() if each.path.exists()}
         for step in self.keeping.superfluous(list(existing), self.run.read(EVALUATIONS), pending):
-            shutil.rmtree(existing[step])
+            self._remove(existing[step])
 
     def delete(self, step: int) -> None:
         """Removes a checkpoint for good. Raises RunDirectoryError where there is none of that step."""
         chosen = select_checkpoint(self.run.path, step)
         keep_lines(self.run.path / CHECKPOINTS, lambda row: row["step"] != step)  # first: what is not listed gets swept
-        shutil.rmtree(chosen.path)
+        self._remove(chosen.path)
+
+    def _remove(self, directory: Path) -> None:
+        remove_noting(self.run.path, directory, self.elsewhere)
 
     def _note_best(self) -> None:
         if self.keeping.best is not None:

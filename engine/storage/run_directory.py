@@ -4,6 +4,7 @@ config.json         the resolved configuration
 metrics.jsonl       one line a step
 evaluations.jsonl   one line an evaluation
 checkpoints.jsonl   one line a finished checkpoint; the checkpoints themselves lie in checkpoints/
+discarded.jsonl     weights on a server that no checkpoint here names any more and that are to be deleted there; there while there are any
 events.jsonl        the journal: admissions, completions, trained tickets, resumptions
 samples.jsonl       what was asked and answered, a few groups a step
 trace.json          the timeline, for Perfetto

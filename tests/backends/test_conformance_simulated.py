@@ -16,7 +16,10 @@ from engine.backends.simulated import LogNormal, SamplerModel, SimulatedBackend,
 
 pytestmark = pytest.mark.anyio
 
-NO_GRADIENTS = {"training_learns": "weights are a digest of the training history: nothing is learnt"}
+NO_GRADIENTS = dict.fromkeys(
+    ("training_learns", "clipping_is_done_or_said"),
+    "weights are a digest of the training history: nothing is learnt, and there is no gradient to clip",
+)
 
 
 def opening(make: Callable[[], SimulatedBackend]) -> Callable[[], AbstractAsyncContextManager[Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -53,6 +54,11 @@ class OurError(Exception):
     pass
 
 
+class OurWarning(UserWarning):
+    pass
+
+
+OurWarning.__module__ = "engine.backends.errors"
 OurError.__module__ = "engine.backends.errors"  # as if it were defined there
 
 
@@ -69,6 +75,9 @@ async def run(config: Config) -> None:
         case "fail in the block":
             async with cli.stop_on_interrupt(lambda: None):
                 raise OurError("inside")
+        case "warn":
+            warnings.warn("gradients are not clipped", OurWarning, stacklevel=1)
+            warnings.warn("an old name", UserWarning, stacklevel=1)
         case "wait":
             await _wait_for_interrupts()
         case _:

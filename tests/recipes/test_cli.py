@@ -165,6 +165,14 @@ class TestErrors:
         )
         assert "Traceback" not in result.stderr
 
+    def test_a_warning_of_ours_is_one_line_and_others_are_as_ever(self) -> None:
+        result = command("--do", "warn")
+        assert result.returncode == 0
+        ours, place, *_ = result.stderr.splitlines()
+        assert ours == "example: warning: gradients are not clipped"
+        assert "cli_example.py" in place
+        assert place.endswith("UserWarning: an old name")
+
     def test_an_error_inside_the_interruptible_block_is_not_wrapped(self) -> None:
         result = command("--do", "fail in the block", "--traceback")
         assert result.returncode == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ import attrs
 import numpy as np
 
 from engine.backends.conformance.subject import CROSS_ENTROPY, Subject, close, policy, require, snapshot_of, step
-from engine.backends.errors import BackendError, RequestRejected, UnusableState
+from engine.backends.errors import BackendError, IgnoredSetting, RequestRejected, UnusableState
 from engine.backends.ports import Backend, SamplingBackend, TrainingBackend
 from engine.backends.values import Datum, Logprobs, Loss
 
@@ -104,6 +105,26 @@ async def training_learns(subject: Subject) -> None:
             losses.append((await backend.forward_backward([datum], CROSS_ENTROPY).result()).loss)
             await backend.optim_step(subject.adam()).result()
         require(losses[-1] < losses[0], f"losses of four steps on one datum: {losses}")
+
+
+async def clipping_is_done_or_said(subject: Subject) -> None:
+    """A step whose gradient is clipped to next to nothing moves next to nothing; a backend that does not clip warns when it is asked to, once."""
+    clipped = attrs.evolve(subject.adam(), grad_clip_norm=1e-16)
+    async with subject.open() as backend:
+        before = await policy(backend, subject)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            for _ in range(2):
+                backend.forward_backward([subject.datum()], CROSS_ENTROPY)
+                await backend.optim_step(clipped).result()
+        moved = not close(before, await policy(backend, subject), subject.tolerance)
+    ignored = [str(warning.message) for warning in said if issubclass(warning.category, IgnoredSetting)]
+    if backend.capabilities.clips_gradients:
+        require(not moved, "a gradient clipped to a norm of 1e-16 moved the weights")
+        require(not ignored, f"it warns that it does not clip, but capabilities.clips_gradients is True: {ignored}")
+    else:
+        require(len(ignored) == 1, f"asked twice to clip, which it says it does not do, it warned {len(ignored)} times")
+        require("clip" in ignored[0], f"the warning does not say what is ignored: {ignored[0]}")
 
 
 async def losses_give_logprobs(subject: Subject) -> None:
@@ -351,6 +372,7 @@ CHECKS = (
     gradients_accumulate,
     forward_has_no_effect,
     training_learns,
+    clipping_is_done_or_said,
     losses_give_logprobs,
     cross_entropy_is_a_sum,
     bad_datums_are_rejected,

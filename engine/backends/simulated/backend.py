@@ -87,7 +87,7 @@ class SimulatedBackend:
         self.requests_in_flight = 0
         self._plain = self.log is None and self._faults is None and not self._model.timed
         self.capabilities = Capabilities(
-            "simulated", frozenset(losses.FIELDS), max_context, deterministic=True, time_to_live=True, images=True
+            "simulated", frozenset(losses.FIELDS), max_context, time_to_live=True, images=True
         )
 
     @property

@@ -15,9 +15,10 @@ from pathlib import Path
 import attrs
 
 from engine.backends.futures import until_done
-from engine.backends.ports import Capabilities, Snapshot, Tokenizer
+from engine.backends.ports import Capabilities, Discarded, Snapshot, Tokenizer
+from engine.backends.tinker import states
 from engine.backends.tinker.sampling import Sampling, TinkerSnapshot
-from engine.backends.tinker.session import Session, Submission
+from engine.backends.tinker.session import Session, Submission, deletions
 from engine.backends.tinker.training import Training
 from engine.backends.values import (
     AdamParams,
@@ -29,6 +30,7 @@ from engine.backends.values import (
     ModelInput,
     SampleRequest,
 )
+from engine.storage.discarded import Remote
 from engine.training.custom import CustomLoss
 from engine.training.losses import LOSSES
 
@@ -78,6 +80,7 @@ class TinkerBackend:
             session.options.request_deadline,
             time_to_live=session.traits.expires,
             images=session.traits.images,
+            clips_gradients=session.traits.clips_gradients,
         )
         self._session = session
         self._tokenizer = tokenizer
@@ -119,6 +122,7 @@ class TinkerBackend:
         """Submits one AdamW step on the accumulated gradients.
 
         Gives the server's metrics, and how often it was too busy (`http_rate_limited`) or failed (`http_server_errors`) since the step before.
+        Warns with IgnoredSetting, once, where the server does not clip gradients and is asked to.
         """
         return self._training.optim_step(params)
 
@@ -166,6 +170,20 @@ class TinkerBackend:
     def load_snapshot(self, directory: Path) -> Submission[Snapshot]:
         """Submits the serving of what `save_snapshot` kept."""
         return self._sampling.load(directory)
+
+    # What lies on the server
+
+    def elsewhere(self, directory: Path) -> Sequence[Remote]:
+        """Where the states and snapshots lie that were saved into a directory, or anywhere below it. Blocks: it reads files."""
+        return states.remotes(directory)
+
+    def in_use(self, path: str) -> bool:
+        """Whether a live snapshot is of the weights at a path, or they are being saved into a directory at this moment."""
+        return self._sampling.in_use(path)
+
+    async def discard(self, paths: Sequence[str]) -> Discarded:
+        """Has the server delete what lies at these paths, for good; one after the other, and says what became of each."""
+        return await self._session.aside(deletions(self._session.delete, paths), "deleting weights").result()
 
     # The backend
 

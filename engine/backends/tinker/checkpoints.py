@@ -7,7 +7,7 @@ async with tinker.open_store() as store:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from datetime import datetime
 from typing import Any
@@ -16,11 +16,12 @@ import attrs
 
 from engine.backends.errors import BackendError, RequestRejected
 from engine.backends.futures import wait_for
+from engine.backends.ports import Discarded
 from engine.backends.tinker.failures import as_backend_error
 from engine.backends.tinker.options import whole_seconds
 from engine.backends.tinker.patience import Patience
 from engine.backends.tinker.sdk import Sdk
-from engine.backends.tinker.session import whole_path
+from engine.backends.tinker.session import deletions, whole_path
 from engine.backends.tinker.submissions import Operation, Submissions
 
 _PAGE = 100
@@ -45,7 +46,9 @@ class StoredCheckpoint:
 class CheckpointStore:
     """The checkpoints of whoever the key belongs to. Made by `engine.backends.tinker.open_store`."""
 
-    def __init__(self, sdk: Sdk, rest: Any, submissions: Submissions, patience: Patience) -> None:
+    def __init__(self, sdk: Sdk, rest: Any, submissions: Submissions, patience: Patience, server: str) -> None:
+        self.server = server
+        """The server's name in messages, and in what was saved there."""
         self._sdk = sdk
         self._rest = rest
         self._submissions = submissions
@@ -62,6 +65,16 @@ class CheckpointStore:
         await self._asked(
             lambda: self._call("delete_checkpoint_from_tinker_path", whole_path(path)), f"deleting {path}"
         )
+
+    async def discard(self, paths: Sequence[str]) -> Discarded:
+        """Deletes several, one after the other, and says what became of each. Raises TransientError where no answer comes at all."""
+
+        def ask(path: str) -> Future[Any]:
+            _check(path)
+            return self._sdk.future(self._rest.delete_checkpoint_from_tinker_path(whole_path(path)))
+
+        discarded: Discarded = await self._asked(lambda: deletions(ask, paths), "deleting checkpoints")
+        return discarded
 
     async def set_ttl(self, path: str, seconds: float | None) -> None:
         """Has the server delete a checkpoint `seconds` from now (at least an hour); None: never."""

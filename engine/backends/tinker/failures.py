@@ -32,6 +32,11 @@ def status_of(error: BaseException) -> int | None:
     return int(found[1]) if found else None
 
 
+def is_missing(error: BaseException) -> bool:
+    """Whether a server says that it has no such thing (any more): an error of the SDK's, or of the ports made from one."""
+    return 404 in (status_of(error), status_of(error.__cause__) if error.__cause__ is not None else None)
+
+
 def as_backend_error(error: BaseException, doing: str) -> BackendError:
     """`error` as a port's error, `doing` first in its message. Errors of the ports pass as they are."""
     if isinstance(error, BackendError):

@@ -95,6 +95,10 @@ async def connected(
     """A backend on an SDK that is at hand. `runs`: what runs its steps. `look_up`: how the server is looked for while one waits; None: not at all."""
     told = {name: value for name in ("own_snapshots", "images") if (value := getattr(options, name)) is not None}
     traits = attrs.evolve(traits, **told)
+    if options.layers and not traits.chooses_layers:
+        raise BackendError(
+            f"{access.server} cannot be told which layers get adapters: leave {', '.join(options.layers)} out"
+        )
     submissions = Submissions(runs)
     service = None
     status = "errored"
@@ -147,9 +151,7 @@ def _created(session: Session) -> Operation[Any]:
             base_model=session.model,
             rank=options.lora_rank,
             seed=options.seed,
-            train_mlp=options.train_mlp,
-            train_attn=options.train_attn,
-            train_unembed=options.train_unembed,
+            **options.layers,
         )
     )
 
@@ -221,7 +223,7 @@ async def connected_store(
     submissions = Submissions(runs)
     try:
         rest = await _within(_CONNECTING, functools.partial(sdk.connect_store, access), access)
-        yield CheckpointStore(sdk, rest, submissions, Patience(access.server, look_up))
+        yield CheckpointStore(sdk, rest, submissions, Patience(access.server, look_up), access.server)
     finally:
         with anyio.CancelScope(shield=True):
             await offload(submissions.close)

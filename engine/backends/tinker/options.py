@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 
 import attrs
 
@@ -41,14 +41,12 @@ class TinkerOptions:
 
     lora_rank: int = attrs.field(default=32, validator=attrs.validators.ge(1))
     """Of the adapters that are trained."""
-    train_mlp: bool = True
-    train_attn: bool = True
-    train_unembed: bool = True
-    """Which layers get adapters."""
+    train_mlp: bool | None = None
+    train_attn: bool | None = None
+    train_unembed: bool | None = None
+    """Which layers get adapters; None: the server's choice. The hosted one trains them all; SkyRL's trains all but the output, and cannot be told."""
     seed: int | None = None
     """Of the adapters' initial weights; None: the server's choice. Sampling has a seed for each request."""
-    sampling: Literal["snapshot", "inflight"] = "snapshot"
-    """Only snapshots: see `open`."""
     own_snapshots: bool | None = None
     """Give every snapshot a model of its own on the server; None: where sampling would otherwise disturb training (`engine.backends.tinker.servers`)."""
     images: bool | None = None
@@ -58,7 +56,7 @@ class TinkerOptions:
     vocab_size: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
     """Token ids are below this; None: what the model's config.json says, where the model is a directory, else unknown."""
     snapshot_ttl: float | None = attrs.field(default=7 * 86400.0, validator=_lifetime)
-    """Seconds after which the server deletes what was only sampled from. Released snapshots are deleted at once."""
+    """Seconds after which the server deletes what was only sampled from, where it has a time to live. Released snapshots are deleted at once."""
     deadline: float = attrs.field(default=1800.0, validator=_positive)
     """Most seconds without an answer to any training work that was submitted."""
     request_deadline: float = attrs.field(default=1800.0, validator=_positive)
@@ -71,6 +69,12 @@ class TinkerOptions:
     """Seconds before the second attempt; doubled for each further one, with up to half as much again at random."""
     name: str = attrs.field(default="callsheet", validator=_fits)
     """How the names of what is saved on the server begin."""
+
+    @property
+    def layers(self) -> dict[str, bool]:
+        """What was said of the layers."""
+        said = {name: getattr(self, name) for name in ("train_mlp", "train_attn", "train_unembed")}
+        return {name: value for name, value in said.items() if value is not None}
 
     def unique_name(self, what: str, version: int) -> str:
         """A name that nothing on the server has: taking one that exists is refused, and the SDK would try it again for five minutes."""

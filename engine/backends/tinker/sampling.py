@@ -40,6 +40,11 @@ class TinkerSnapshot:
     kept: bool = False
     """A checkpoint holds it, so releasing does not delete it."""
 
+    @property
+    def kept_as(self) -> str:
+        """What a checkpoint holds of it."""
+        return self.state or self.path
+
 
 class Sampling:
     """The snapshots of one session, and requests to them."""
@@ -59,6 +64,7 @@ class Sampling:
         self._vocab_size = vocab_size
         self._own_models = session.traits.own_snapshots
         self._live: set[TinkerSnapshot] = set()
+        self._being_kept: list[str] = []
         self.in_flight = 0
 
     @property
@@ -107,21 +113,24 @@ class Sampling:
         served = self._of(snapshot)
         with self._session.lock:
             self._live.remove(served)
-        paths = [] if served.kept else [path for path in (served.path, served.state) if path is not None]
+        stays = served.kept_as if served.kept else None
+        paths = [path for path in (served.path, served.state) if path not in (None, stays)]
         discard(self._session, model=served.model_id, paths=paths)
 
     def save(self, snapshot: Snapshot, directory: Path) -> Submission[None]:
         """Submits the keeping of a snapshot: its weights are on the server already, and shall stay there as long as a checkpoint does."""
         served = self._of(snapshot)
         served.kept = True
-        return self._session.aside(self._keep(served, directory), "save_snapshot")
+        self._being_kept.append(served.kept_as)
+        submission = self._session.aside(self._keep(served, directory), "save_snapshot")
+        submission.future.add_done_callback(lambda _: self._being_kept.remove(served.kept_as))
+        return submission
 
     def _keep(self, served: TinkerSnapshot, directory: Path) -> Operation[None]:
         session = self._session
-        path = served.state or served.path
         if session.traits.expires and session.options.snapshot_ttl is not None:
-            yield session.sdk.future(session.rest.set_checkpoint_ttl_from_tinker_path(whole_path(path), None))
-        states.write(directory, session.saved("snapshot", path, served.version))
+            yield session.sdk.future(session.rest.set_checkpoint_ttl_from_tinker_path(whole_path(served.kept_as), None))
+        states.write(directory, session.saved("snapshot", served.kept_as, served.version))
 
     def load(self, directory: Path) -> Submission[Snapshot]:
         """Submits the serving of a snapshot that was saved."""
@@ -145,6 +154,11 @@ class Sampling:
                 f"this snapshot (version {version}) is not live: it was released, or is of another backend"
             )
         return snapshot
+
+    def in_use(self, path: str) -> bool:
+        """Whether a live snapshot is of these weights, or a checkpoint that will hold them is being written."""
+        with self._session.lock:
+            return path in self._being_kept or any(path in (each.path, each.state) for each in self._live)
 
     # Requests
 

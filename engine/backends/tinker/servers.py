@@ -8,7 +8,8 @@ SkyRL's (0.4.0, the newest seen) says at its root which it is. Found by running 
 - The gradient is the mean over datums of each datum's mean over its tokens, where the API says sum: Σ(weight·loss) / Σ(weight). With weights that sum to nothing or less
   the mean has no meaning, so losses that are computed here are sent as importance sampling at a ratio of 1 (`signed_weights`), where every token weighs one.
 - A model that is unloaded leaves its accumulated gradients to the next one in its place (`forgets_gradients`), so they are stepped away before, at a rate of 0.
-- It reads text. `grad_clip_norm`, time-to-live and cancellation are not known to it; an older one's sampling goes on although nobody waits.
+- It reads text. `grad_clip_norm`, time-to-live, cancellation and the choice of layers (attention and MLP get adapters, the output does not) are not known to it;
+  an older one's sampling goes on although nobody waits.
 """
 
 from __future__ import annotations
@@ -39,12 +40,14 @@ def _nothing(_: str) -> None:
 class Traits:
     """What a server does in its own way. The defaults are the hosted service's."""
 
-    name: str = "tinker"
     own_snapshots: bool = False
     """Sampling from a snapshot disturbs the model it is of, so each gets one of its own."""
     signed_weights: bool = True
     """cross_entropy takes weights of any sign."""
     clips_gradients: bool = True
+    """A step's gradient is clipped to the norm that was asked for."""
+    chooses_layers: bool = True
+    """Which layers get adapters can be said."""
     forgets_gradients: bool = True
     """A model that is freed leaves nothing to the next one."""
     images: bool = True
@@ -94,10 +97,10 @@ def skyrl(access: Access) -> Traits:
         answer.raise_for_status()
 
     return Traits(
-        "skyrl",
         own_snapshots=True,
         signed_weights=False,
         clips_gradients=False,
+        chooses_layers=False,
         forgets_gradients=False,
         images=False,
         expires=False,

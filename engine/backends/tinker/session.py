@@ -12,7 +12,8 @@ from typing import Any, Generic, TypeVar
 import attrs
 
 from engine.backends.errors import BackendError
-from engine.backends.tinker.failures import as_backend_error
+from engine.backends.ports import Discarded
+from engine.backends.tinker.failures import as_backend_error, is_missing
 from engine.backends.tinker.options import TinkerOptions, expiry, whole_seconds
 from engine.backends.tinker.patience import Patience
 from engine.backends.tinker.sdk import Access, Sdk
@@ -89,6 +90,26 @@ class Session:
     def delete(self, path: str) -> Future[Any]:
         """Asks the server to delete what lies at a path."""
         return self.sdk.future(self.rest.delete_checkpoint_from_tinker_path(whole_path(path)))
+
+
+def deletions(ask: Callable[[str], Future[Any]], paths: Sequence[str]) -> Operation[Discarded]:
+    """Asks for one after the other, whatever became of those before."""
+    deleted: set[str] = set()
+    missing: set[str] = set()
+    kept: dict[str, str] = {}
+    for path in paths:
+        try:
+            yield ask(path)
+        except GeneratorExit:
+            raise
+        except Exception as error:  # noqa: BLE001  (told to whoever asked)
+            if is_missing(error):
+                missing.add(path)
+            else:
+                kept[path] = str(as_backend_error(error, f"deleting {path}"))
+        else:
+            deleted.add(path)
+    return Discarded(frozenset(deleted), frozenset(missing), kept)
 
 
 def whole_path(path: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import attrs
 
 from engine.backends.errors import UnusableState
+from engine.storage.discarded import Remote
 from engine.storage.files import write_atomically
 
 FILE = "tinker.json"
@@ -56,13 +57,22 @@ def read(directory: Path, kind: Kind, *, model: str, lora_rank: int) -> SavedSta
     return state
 
 
-def saved_in(directory: Path) -> Iterator[tuple[Path, SavedState]]:
-    """The states and snapshots anywhere below a directory (a run's, say), each with the directory it was saved into. Damaged ones are left out."""
+def saved_in(directory: Path, *, strict: bool = False) -> Iterator[tuple[Path, SavedState]]:
+    """The states and snapshots anywhere below a directory (a run's, say), each with the directory it was saved into.
+
+    Damaged ones are left out; `strict`: they raise UnusableState.
+    """
     for path in sorted(directory.rglob(FILE)):
         try:
             yield path.parent, _load(path)
         except UnusableState:
-            continue
+            if strict and path.exists():
+                raise
+
+
+def remotes(directory: Path) -> list[Remote]:
+    """The same as `engine.storage.discarded` notes them."""
+    return [Remote(state.path, state.server, state.expires) for _, state in saved_in(directory)]
 
 
 def _load(path: Path) -> SavedState:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from engine.backends.checks import check_datums
-from engine.backends.errors import BackendError, RequestRejected, TransientError, UnusableState
+from engine.backends.errors import BackendError, IgnoredSetting, RequestRejected, TransientError, UnusableState
 from engine.backends.tinker import conversion, states
 from engine.backends.tinker.failures import as_backend_error
 from engine.backends.tinker.options import wrong_lifetime
@@ -64,6 +65,7 @@ class Training:
         """Optimizer steps before the operation whose turn it is; the worker's."""
         self._broken: str | None = None
         self._statuses_told = (0, 0)
+        self._unclipped_told = False
 
     @property
     def client(self) -> Any:
@@ -151,6 +153,13 @@ class Training:
 
     def optim_step(self, params: AdamParams) -> Submission[dict[str, float]]:
         """Submits one AdamW step."""
+        if params.grad_clip_norm > 0 and not self._session.traits.clips_gradients and not self._unclipped_told:
+            self._unclipped_told = True
+            warnings.warn(
+                f"{self._session.access.server} does not clip gradients: a clipping norm of {params.grad_clip_norm:g} has no effect there",
+                IgnoredSetting,
+                stacklevel=3,  # whoever asked the backend
+            )
         submission = self._submit(self._step(params), "optim_step", changes=True)
         with self._session.lock:
             self._submitted += 1

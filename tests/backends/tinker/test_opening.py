@@ -64,6 +64,19 @@ async def test_options_are_checked(fake: FakeTinker) -> None:
     assert "'name' must be letters, digits" in await refusal(ValueError, name="my run")
 
 
+async def test_layers_are_chosen_where_that_can_be_said() -> None:
+    refused = "cannot be told which layers get adapters: leave train_mlp, train_unembed out"
+    with pytest.raises(BackendError, match=refused):
+        async with FakeTinker(shared_slot=True).open(train_mlp=False, train_unembed=True):
+            pass
+    fake = FakeTinker()
+    async with fake.open(train_mlp=False):
+        pass
+    async with fake.open():
+        pass
+    assert [run.layers for run in fake.service.runs.values()] == [{"train_mlp": False}, {}]
+
+
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_an_address_where_nothing_listens_is_said_at_once(
     fake: FakeTinker, monkeypatch: pytest.MonkeyPatch
@@ -167,6 +180,7 @@ async def test_skyrls_server_is_recognised_by_its_root(monkeypatch: pytest.Monke
     monkeypatch.setattr(httpx, "post", asked("POST"))
     traits = await servers.recognise(Access("http://there:1", "tml-key"))
     assert (traits.own_snapshots, traits.signed_weights, traits.expires) == (True, False, False)
+    assert (traits.clips_gradients, traits.chooses_layers) == (False, False)
     assert "x-api-key" not in sent[0].headers
     traits.unload("model_1")
     assert (str(sent[1].url), sent[1].headers["x-api-key"]) == ("http://there:1/api/v1/unload_model", "tml-key")
@@ -192,7 +206,7 @@ async def test_what_lies_on_the_server(line: Line, has_one_list: bool, tmp_path:
     async with fake.open_store() as store:
         found = await store.checkpoints()
         paths = [stored.path for stored in found]
-        assert {(stored.kind, stored.size, stored.expires) for stored in found} == {("training", None, None)}
+        assert {(stored.kind, stored.size, stored.expires) for stored in found} == {("training", 128 * 128 * 8, None)}
         assert sorted(paths) == sorted(state.path for _, state in saved_in(tmp_path))
         assert [stored.path for stored in await store.checkpoints("run-0")] == paths
         assert await store.checkpoints("run-1") == []

@@ -6,6 +6,7 @@ On the virtual clock; the service trains a table with real gradients.
 from __future__ import annotations
 
 import random
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,18 @@ import attrs
 import numpy as np
 import pytest
 
-from actors import RLSettings, RunResult, RunSettings, Schedule, train_rl
-from engine.backends import AdamParams, Completion, ModelInput, SamplingParams
+from actors import RLSettings, RunResult, RunSettings, Schedule, train_rl, train_supervised
+from engine.backends import AdamParams, Completion, Datum, ModelInput, SamplingParams
+from engine.backends.tinker.states import saved_in
 from engine.backends.tinker.testing import FakeTinker, Fault, values
 from engine.runtime import ActorsFailed, simulate
 from engine.runtime.testing import schedules
+from engine.storage.blobs import FsspecBlobs, open_blobs
+from engine.storage.discarded import noted
+from engine.storage.mirror import INDEX, pull_run
 from envs.contracts import Env, GroupBuilder, Observation, Step
 from envs.rollout import RolloutSettings
+from tests.actors.test_mirror import Notes
 
 
 class Low:
@@ -43,6 +49,11 @@ class LowGroup(GroupBuilder):
 
     async def make_envs(self) -> Sequence[Env]:
         return [Low(self.problem) for _ in range(8)]
+
+
+def lesson(step: int) -> Datum:
+    tokens = np.arange(step % 5, step % 5 + 6)
+    return Datum(ModelInput.from_tokens(tokens[:-1]), {"target_tokens": tokens[1:], "weights": np.ones(5, np.float32)})
 
 
 REWARD = "env/all/reward/total"
@@ -152,3 +163,99 @@ def test_many_interleavings() -> None:
 
     for report in schedules(main, count=8):
         assert max(row["staleness/max"] for row in report.unwrap().rows) <= 1
+
+
+# ---- what deleted checkpoints leave on the server --------------------------------------------------------------------------------------
+
+
+async def supervise(fake: FakeTinker, steps: int, settings: RunSettings, *observers: Any) -> None:
+    async with fake.open() as backend:
+        await train_supervised(
+            backend, batches=[[lesson(step)] for step in range(10)], steps=steps, run=settings, observers=observers
+        )
+
+
+def held(run: Path) -> set[str]:
+    return {state.path for _, state in saved_in(run)}
+
+
+def left(run: Path) -> set[str]:
+    return {remote.path for remote in noted(run)}
+
+
+@pytest.mark.parametrize("shared_slot", [False, True], ids=["hosted", "skyrl"])
+@pytest.mark.parametrize("max_staleness", [0, 2])
+def test_pruned_checkpoints_are_deleted_on_the_server(max_staleness: int, shared_slot: bool, tmp_path: Path) -> None:
+    """With every checkpoint that goes, and none that is held or sampled from: older snapshots are in several checkpoints."""
+    schedule = Schedule(groups_per_step=3, max_staleness=max_staleness)
+    run = RunSettings(tmp_path, checkpoint_every=1, keep_checkpoints=2)
+    fake = FakeTinker(vocab=16, latency=latencies(1), shared_slot=shared_slot)
+    assert simulate(learn, fake, schedule, 8, run, seed=1).unwrap().version == 8
+    assert sum(call == "delete" for call, _ in fake.service.log) >= 6
+    assert set(fake.service.checkpoints) == held(tmp_path) | left(tmp_path)
+    assert max_staleness or not left(tmp_path)
+    resumed = attrs.evolve(run, resume=True)
+    assert simulate(learn, fake, schedule, 12, resumed, seed=2).unwrap().version == 12
+    assert set(fake.service.checkpoints) == held(tmp_path) | left(tmp_path)
+
+
+@pytest.mark.parametrize("line", ["0.25", "0.38"])
+def test_what_the_server_does_not_delete_stays_noted_and_is_asked_for_again(line: Any, tmp_path: Path) -> None:
+    run = RunSettings(tmp_path, checkpoint_every=1, keep_checkpoints=1)
+    fake = FakeTinker(line, vocab=16)
+    broken = Fault(error=values.InternalServerError("out of order"))
+    fake.service.plan("delete", broken, broken, broken, None)  # the last one is of a snapshot, when the run is over
+    notes = Notes()
+
+    simulate(supervise, fake, 3, run, notes).unwrap()
+    assert (len(left(tmp_path)), len(held(tmp_path))) == (2, 1)
+    assert set(fake.service.checkpoints) == held(tmp_path) | left(tmp_path)
+    told = [note for note in notes.notes if "still on the server" in note]
+    assert [note.split(" ")[0] for note in told] == ["1", "2"]
+    assert all("out of order; status 500" in note and "discarded.jsonl" in note for note in told)
+
+    first, *_ = sorted(left(tmp_path))
+    fake.service.plan("delete", Fault(lost=True), Fault(error=values.NotFoundError("expired")))
+    simulate(supervise, fake, 6, attrs.evolve(run, resume=True), notes).unwrap()
+    told = [note for note in notes.notes if "still on the server" in note]
+    assert len(told) == 3
+    assert "3 of the weights" in told[-1]
+    assert "no answer within 30 s" in told[-1]
+    assert not (tmp_path / "discarded.jsonl").exists()
+    assert set(fake.service.checkpoints) == held(tmp_path) | {first}  # of which it said that it had expired
+
+
+def test_what_a_copy_of_the_run_names_is_not_deleted(tmp_path: Path) -> None:
+    """At no moment: a machine that is lost leaves a copy whose weights are there."""
+    fake = FakeTinker(vocab=16)
+    looked = []
+
+    class Blobs(FsspecBlobs):
+        refuse = False
+
+        def upload(self, name: str, source: Path) -> None:
+            if self.refuse:
+                raise PermissionError("the bucket is somebody else's")
+            super().upload(name, source)
+
+        def write(self, name: str, content: bytes) -> None:
+            if name == INDEX and INDEX in self.names():  # the copy as it was since the last push
+                old = tmp_path / f"old{len(looked)}"
+                pull_run(self, old)
+                looked.append(held(old))
+                assert looked[-1] <= set(fake.service.checkpoints)
+            super().write(name, content)
+
+    memory = open_blobs(f"memory://{uuid.uuid4()}")
+    blobs = Blobs(memory._filesystem, memory._root, memory.address)
+    run = RunSettings(tmp_path / "run", checkpoint_every=1, keep_checkpoints=1, mirror=blobs)
+    simulate(supervise, fake, 4, run).unwrap()
+    assert len(looked) >= 3
+    assert set(fake.service.checkpoints) == held(tmp_path / "run")
+    Blobs.refuse = True
+    simulate(supervise, fake, 6, attrs.evolve(run, resume=True)).unwrap()
+    assert set(fake.service.checkpoints) == held(tmp_path / "run") | left(tmp_path / "run")
+    assert len(left(tmp_path / "run")) == 2
+    Blobs.refuse = False
+    simulate(supervise, fake, 7, attrs.evolve(run, resume=True)).unwrap()
+    assert set(fake.service.checkpoints) == held(tmp_path / "run")

@@ -417,3 +417,25 @@ async def test_time_to_live_of_a_state(tmp_path: Path) -> None:
         (stored,) = fake.service.checkpoints.values()
         assert stored.ttl == 86400
         assert '"expires": "20' in (tmp_path / "tinker.json").read_text()
+
+
+@pytest.mark.parametrize("shared_slot", [False, True], ids=["hosted", "skyrl"])
+def test_weights_are_in_use_while_something_can_come_to_hold_them(shared_slot: bool, tmp_path: Path) -> None:
+    """While a snapshot of them lives, and until the checkpoint that is being written names them."""
+    fake = FakeTinker(shared_slot=shared_slot)
+
+    async def main() -> None:
+        async with fake.open() as backend:
+            snapshot = await backend.snapshot().result()
+            assert {backend.in_use(path) for path in fake.service.checkpoints} == {True}
+            saving = backend.save_snapshot(snapshot, tmp_path)
+            backend.release(snapshot)
+            await saving.result()
+            (remote,) = backend.elsewhere(tmp_path)
+            assert not backend.in_use(remote.path)
+            await anyio.sleep(1)
+            assert set(fake.service.checkpoints) == {remote.path}  # of a model of its own, the state alone
+            assert (await backend.discard([remote.path, "tinker://run-0/weights/none"])).deleted == {remote.path}
+            assert fake.service.checkpoints == {}
+
+    simulate(main).unwrap()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,16 @@ import anyio
 import numpy as np
 import pytest
 
-from engine.backends import AdamParams, BackendError, Datum, Loss, ModelInput, RequestRejected, TransientError
+from engine.backends import (
+    AdamParams,
+    BackendError,
+    Datum,
+    IgnoredSetting,
+    Loss,
+    ModelInput,
+    RequestRejected,
+    TransientError,
+)
 from engine.backends.tinker.testing import FakeTinker, Fault, Line, values
 from engine.backends.tinker.training import SERVED
 from engine.training.custom import CustomLossResult, linearized, named_loss
@@ -270,6 +280,24 @@ async def test_closing_fails_what_is_not_done() -> None:
     with pytest.raises(BackendError, match="closed: open it again"):
         backend.optim_step(ADAM)
     assert fake.service.sessions == ["success"]
+
+
+async def test_where_gradients_are_not_clipped_it_is_said_once() -> None:
+    """At the line that asked for it, and only if it did."""
+    for shared_slot, norm, expected in ((True, 2.0, 1), (True, 0.0, 0), (False, 2.0, 0)):
+        async with FakeTinker(shared_slot=shared_slot).open() as backend:
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                for _ in range(2):
+                    backend.forward_backward([datum(1)], CROSS_ENTROPY)
+                    await backend.optim_step(AdamParams(grad_clip_norm=norm)).result()
+            assert len(said) == expected
+            for warning in said:
+                assert warning.category is IgnoredSetting
+                assert "https://fake does not clip gradients: a clipping norm of 2 has no effect" in str(
+                    warning.message
+                )
+                assert warning.filename == __file__
 
 
 async def test_a_freed_model_leaves_no_gradient_to_the_next_one() -> None:

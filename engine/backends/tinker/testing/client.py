@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from datetime import UTC, datetime
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import attrs
 
 from engine.backends.tinker.testing import values
-from engine.backends.tinker.testing.service import Run, Service
+from engine.backends.tinker.testing.service import Run, Service, Stored
 
 
 class APIFuture:
@@ -123,7 +123,7 @@ class TrainingClient:
         """A step."""
         return self._submit(
             "optim_step",
-            lambda: values.OptimStepResponse(metrics={"fake.ai/grad_norm": self._run.weights.step(adam_params)}),
+            lambda: values.OptimStepResponse(metrics={"fake.ai/grad_norm": self._service.step(self._run, adam_params)}),
         )
 
     def save_state(self, name: str, ttl_seconds: int | None = None) -> APIFuture:
@@ -197,13 +197,14 @@ class RestClient:
     def _page(self, wanted: Callable[[str], bool], limit: int | None, offset: int) -> SimpleNamespace:
         found = [(path, stored) for path, stored in self._service.checkpoints.items() if wanted(stored.run.id)]
         page = found[offset:] if limit is None else found[offset : offset + limit]
-        checkpoints = [
-            SimpleNamespace(
-                tinker_path=path, checkpoint_type=stored.kind, time=datetime(2026, 1, 1, 0, 0, place % 60, tzinfo=UTC)
-            )
-            for place, (path, stored) in enumerate(page)
-        ]
-        return SimpleNamespace(checkpoints=checkpoints)
+        return SimpleNamespace(checkpoints=[self._listed(path, stored) for path, stored in page])
+
+    def _listed(self, path: str, stored: Stored) -> SimpleNamespace:
+        listed = SimpleNamespace(tinker_path=path, checkpoint_type=stored.kind, time=stored.saved)
+        if not self._service.shared_slot:
+            listed.size_bytes = stored.weights.logits_V_V.nbytes
+            listed.expires_at = None if stored.ttl is None else stored.saved + timedelta(seconds=stored.ttl)
+        return listed
 
     def delete_checkpoint_from_tinker_path(self, tinker_path: str) -> APIFuture:
         """Deletes one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
@@ -34,11 +34,13 @@ class ServiceClient:
     def _begun(self, call: str, begin: Callable[[], Run]) -> APIFuture:
         return APIFuture(self.service.submit(call, None, lambda: TrainingClient(self.service, begin())))
 
-    def _lora(self, base_model: str, rank: int) -> APIFuture:
+    def _lora(self, base_model: str, rank: int, given: Mapping[str, Any]) -> APIFuture:
         def begin() -> Run:
             if base_model != self.service.model:
                 raise values.BadRequestError(f"model {base_model} is not served")
-            return self.service.begin(rank)
+            run = self.service.begin(rank)
+            run.layers = {name: value for name, value in given.items() if name.startswith("train_")}
+            return run
 
         return self._begun("create_lora_training_client", begin)
 
@@ -59,9 +61,9 @@ class NewerServiceClient(ServiceClient):
 
     newer = True
 
-    def create_lora_training_client(self, base_model: str, rank: int = 32, **_: Any) -> APIFuture:
+    def create_lora_training_client(self, base_model: str, rank: int = 32, **given: Any) -> APIFuture:
         """A new run."""
-        return self._lora(base_model, rank)
+        return self._lora(base_model, rank, given)
 
     async def create_lora_training_client_async(self, *_: Any, **__: Any) -> Any:
         """Deprecated, and marked so as `typing_extensions.deprecated` does."""
@@ -98,9 +100,9 @@ class OlderServiceClient(ServiceClient):
         super().__init__(*args, **kwargs)
         self.holder = Holder(self.service)
 
-    async def create_lora_training_client_async(self, base_model: str, rank: int = 32, **_: Any) -> Any:
+    async def create_lora_training_client_async(self, base_model: str, rank: int = 32, **given: Any) -> Any:
         """A new run."""
-        return await self._lora(base_model, rank)
+        return await self._lora(base_model, rank, given)
 
     async def create_training_client_from_state_async(self, path: str) -> Any:
         """A new run from a checkpoint's weights."""

@@ -12,6 +12,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import anyio
@@ -22,6 +23,7 @@ from engine.backends.futures import thread_safe_call
 from engine.backends.tinker.servers import HOSTED, Traits
 from engine.backends.tinker.testing.model import Weights
 from engine.backends.tinker.testing.values import (
+    AdamParams,
     AuthenticationError,
     BadRequestError,
     ConflictError,
@@ -60,6 +62,8 @@ class Run:
     busy_until: float = 0.0
     stuck: bool = False
     unloaded: bool = False
+    layers: dict[str, bool] = attrs.field(factory=dict)
+    """What was asked for of the layers that get adapters."""
 
 
 @attrs.frozen
@@ -71,6 +75,7 @@ class Stored:
     weights: Weights
     rank: int
     ttl: int | None
+    saved: datetime
 
 
 @attrs.define(eq=False)
@@ -108,6 +113,9 @@ class Service:
         """How sessions ended."""
         self.runs: dict[str, Run] = {}
         self.checkpoints: dict[str, Stored] = {}
+        self.began = datetime(2026, 1, 1, tzinfo=UTC)
+        """When the first checkpoint is saved, each further one a second later."""
+        self._saves = itertools.count()
         self.down = False
         """Nothing is answered, and the port takes no connections."""
         self.late_none = True
@@ -241,12 +249,19 @@ class Service:
         self.runs[run.id] = run
         return run
 
+    def step(self, run: Run, params: AdamParams) -> float:
+        """An optimizer step; the gradient's norm. Where slots are shared nothing is clipped, as on SkyRL's server."""
+        if self.shared_slot:
+            params = attrs.evolve(params, grad_clip_norm=0.0)
+        return run.weights.step(params)
+
     def save(self, run: Run, kind: str, name: str, ttl: int | None) -> str:
         """Keeps the weights of now; the path."""
         path = f"tinker://{run.id}/{'weights' if kind == 'training' else 'sampler_weights'}/{name}"
         if path in self.checkpoints:
             raise ConflictError(f"{path} exists")
-        self.checkpoints[path] = Stored(run, kind, run.weights.copy(optimizer=True), run.rank, ttl)
+        saved = self.began + timedelta(seconds=next(self._saves))
+        self.checkpoints[path] = Stored(run, kind, run.weights.copy(optimizer=True), run.rank, ttl, saved)
         return path
 
     def stored(self, path: str, kind: str) -> Stored:
@@ -296,9 +311,10 @@ class Service:
             self._left_over.append(run.weights.gradient_V_V)
 
         return Traits(
-            "skyrl",
             own_snapshots=True,
             signed_weights=False,
+            clips_gradients=False,
+            chooses_layers=False,
             forgets_gradients=False,
             images=False,
             expires=False,
