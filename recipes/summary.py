@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from engine.telemetry.figures import REWARD
+from engine.telemetry.figures import REWARD, relative
 from engine.telemetry.record import Row, RunRecord, read_run
 
 if TYPE_CHECKING:
@@ -17,14 +17,18 @@ if TYPE_CHECKING:
 
 STEPS = 3
 """Steps at either end whose mean stands for the beginning and the end."""
+COUNTS = ("comparisons", "comparisons_failed", "pairs", "rows", "format")
+"""Of an evaluation's metrics those that are told only when they change."""
 GROUPS, ANSWERS, WIDTH = 4, 4, 24
 
 
 def learnt(record: RunRecord) -> list[str]:
-    """The lines; none for a run without a step."""
+    """The lines; none for a run without a step. Where rewards come from comparing answers with each other, the answers alone: such rewards have no level."""
     rewards = [float(row[REWARD]) for row in record.rows if REWARD in row]
     if not rewards:
         return []
+    if relative(record.rows[-1]):
+        return before_and_after(record)
     few = min(STEPS, max(1, len(rewards) // 2))
     lines = [
         f"reward    {fmean(rewards[:few]):.3f} over the first {few} steps, {fmean(rewards[-few:]):.3f} over the last {few} of {len(rewards)}"
@@ -148,14 +152,21 @@ def evaluations_learnt(directory: Path) -> list[str]:
     return [*_evaluated(record), *_left_out(record)]
 
 
+def preferences_learnt(directory: Path) -> list[str]:
+    """The lines of a run whose rewards come from preferences: its evaluations, and answers."""
+    return [*evaluations_learnt(directory), "", *learnt(read_run(directory))]
+
+
 def _evaluated(record: RunRecord) -> list[str]:
     lines = []
     for name in dict.fromkeys(str(row.get("name")) for row in record.evaluations):
         rows = [row for row in record.evaluations if row.get("name") == name]
         first, last = rows[0], rows[-1]
-        for metric in last["metrics"]:
+        for metric, value in last["metrics"].items():
+            if metric in COUNTS and value == first["metrics"].get(metric):
+                continue  # as many as ever: no news
             before = f"{first['metrics'][metric]:.4g} at step {first['step']}, " if first is not last else ""
-            lines.append(f"{name:<9} {metric}: {before}{last['metrics'][metric]:.4g} at step {last['step']}")
+            lines.append(f"{name:<9} {metric}: {before}{value:.4g} at step {last['step']}")
     return lines
 
 

@@ -18,7 +18,18 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import IO, Protocol
 
-from engine.telemetry.figures import REWARD, Progress, busy, clock, evaluation_parts, learning, printable, short
+from engine.telemetry.figures import (
+    REWARD,
+    Progress,
+    busy,
+    clock,
+    distances,
+    evaluation_parts,
+    learning,
+    printable,
+    relative,
+    short,
+)
 
 
 class Display(Protocol):
@@ -121,10 +132,14 @@ class Lines:
 
 def _cells(row: Mapping[str, float]) -> Iterator[str]:
     """Columns that every line of a run has, as the run has such metrics."""
-    if REWARD in row:
+    if relative(row):
+        yield f"ties {_fixed(row.get('env/all/ties'), '4.0%')}"
+    elif REWARD in row:
         yield f"reward {_fixed(row[REWARD], '6.3f')}"
     elif found := learning(row):
         yield f"{found[0]} {found[1]:8.4f}"
+    for name, distance in distances(row):
+        yield f"{name} {_fixed(distance, '6.3f')}"
     for name, share in busy(row):
         yield f"{name} {share:4.0%}"
     if row.get("tokens/per_second"):

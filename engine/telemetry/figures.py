@@ -59,6 +59,18 @@ def value_of(row: Mapping[str, Any], key: str) -> float:
     return float(value) if isinstance(value, int | float) and abs(value) < LARGEST else math.nan
 
 
+def relative(row: Mapping[str, Any]) -> bool:
+    """Whether the rewards come from comparing a group's answers with each other: their mean is nought, whatever is learnt."""
+    return "env/all/comparisons" in row
+
+
+def distances(row: Mapping[str, float]) -> Iterator[tuple[str, float]]:
+    """How far the policy is from its teacher and from the policy that a penalty holds on to, nats a token, where the run has them."""
+    for name, key in (("teacher kl", "teacher_kl"), ("kl to reference", "kl_policy_base")):
+        if key in row:
+            yield name, value_of(row, key)
+
+
 def learning(row: Mapping[str, float]) -> tuple[str, float] | None:
     """What a row without reward says of learning: the preference loss of a pair, the mean NLL of a token, else the loss."""
     for name, key in (("dpo", "dpo_loss"), ("nll", "train/mean_nll"), ("loss", "optim/loss")):

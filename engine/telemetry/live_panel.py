@@ -20,10 +20,12 @@ from engine.telemetry.figures import (
     Progress,
     busy,
     clock,
+    distances,
     evaluation_parts,
     learning,
     number,
     printable,
+    relative,
     short,
     sparkline,
 )
@@ -132,7 +134,9 @@ def _reward(progress: Progress, width: int, plain: bool) -> Iterator[Text]:
     if not progress.rewards:
         yield Text("waiting for the first step", "dim")
         return
-    if REWARD in row:
+    if relative(row):
+        yield Text(f"ties {_finite(row.get('env/all/ties')):.0%}")
+    elif REWARD in row:
         line = Text("reward ")
         line.append(f"{_finite(row[REWARD]):.3f}", "bold green")
         finite = [reward for reward in progress.rewards if math.isfinite(reward)]
@@ -142,6 +146,8 @@ def _reward(progress: Progress, width: int, plain: bool) -> Iterator[Text]:
         yield line
         if finite:
             yield Text(f"first {finite[0]:.3f}, best {max(finite):.3f}", "dim")
+    for name, distance in distances(row):
+        yield Text(f"{name} {number(distance)}")
     if found := learning(row):
         yield Text(f"{found[0]} {number(found[1])}", "dim" if REWARD in row else "")
 

@@ -107,6 +107,7 @@ async def run(config: Config, ports: Ports = DEFAULT) -> RunResult | None:
     from actors import StopRequest
     from engine.runtime.offload import offload
     from engine.runtime.seeds import derive_seed
+    from recipes.summary import preferences_learnt
     from recipes.tiny_lists import made_comparisons, make_list_model
 
     peak = config.learning_rate.peak_for(config)  # first: loading a model takes longer than saying that there is none
@@ -135,7 +136,7 @@ async def run(config: Config, ports: Ports = DEFAULT) -> RunResult | None:
         async with _preference_model(config, directory, ports, stages) as model:
             if model is not None and not stop.requested:
                 result = await _reinforce(config, directory, opened, model, train, test, peak, stop)
-    runs.tell(directory, result, "recipes.preference.rlhf", learnt=_learnt)
+    runs.tell(directory, result, "recipes.preference.rlhf", learnt=preferences_learnt)
     return result
 
 
@@ -270,14 +271,6 @@ def _evaluations(
     if config.made_here and config.model == TINY:
         evaluations.append(counted_evaluation(opened, reference, sampling, every=every, seed=config.seed))
     return evaluations
-
-
-def _learnt(directory: Path) -> list[str]:
-    """Reward, win rates, and answers before and after."""
-    from engine.telemetry.record import read_run
-    from recipes.summary import evaluations_learnt, learnt
-
-    return [*evaluations_learnt(directory), "", *learnt(read_run(directory))]
 
 
 if __name__ == "__main__":

@@ -74,6 +74,7 @@ async def run(config: Config, ports: Ports = DEFAULT) -> RunResult | None:
     from engine.runtime.offload import offload
     from engine.runtime.seeds import derive_seed
     from recipes.preference.lists import careless_answers
+    from recipes.summary import preferences_learnt
     from recipes.tiny_lists import made_questions, make_list_model
     from recipes.warm_up import warm_up
 
@@ -89,7 +90,7 @@ async def run(config: Config, ports: Ports = DEFAULT) -> RunResult | None:
             careless = careless_answers(opened, config.warm_up, derive_seed(config.seed, 0), WORDS)
             await warm_up(opened, directory, careless, resume=config.resume, stop=stop)
         result = None if stop.requested else await _train(config, directory, opened, train, test, stop)
-    runs.tell(directory, result, "recipes.preference.shorter", learnt=_learnt)
+    runs.tell(directory, result, "recipes.preference.shorter", learnt=preferences_learnt)
     return result
 
 
@@ -156,14 +157,6 @@ def _evaluations(
     )
     rate = WinRate(questions, FunctionPreferenceModel(shorter), reference)
     return [Evaluation("win rate", rate, every=config.evaluate_every)]
-
-
-def _learnt(directory: Path) -> list[str]:
-    """Win rate and length, and answers before and after."""
-    from engine.telemetry.record import read_run
-    from recipes.summary import evaluations_learnt, learnt
-
-    return [*evaluations_learnt(directory), "", *learnt(read_run(directory))]
 
 
 if __name__ == "__main__":

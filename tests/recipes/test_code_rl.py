@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import anyio
@@ -57,11 +56,11 @@ def test_a_short_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.local
 @pytest.mark.slow
 def test_it_learns(tmp_path: Path) -> None:
-    """A part of the default run: from a pupil who mostly does not listen to one who mostly does."""
-    config = attrs.evolve(SHORT, steps=10, schedule=Schedule(groups_per_step=6), group_size=16, warm_up=80)
+    """A part of the default run: from a pupil who mostly does not listen to one who mostly does. (Seeds 0 to 5: from .27-.33 to .56-.85.)"""
+    config = code_rl.Config(steps=12, schedule=Schedule(groups_per_step=8), evaluate_every=12)
     run(attrs.evolve(config, run_dir=tmp_path / "run"))
-    rewards = [row["env/all/reward/total"] for row in lines(tmp_path / "run" / "metrics.jsonl")]
-    assert fmean(rewards[-3:]) > fmean(rewards[:2]) + 0.15, rewards
+    before, after = (row["metrics"]["all/reward/total"] for row in lines(tmp_path / "run" / "evaluations.jsonl"))
+    assert after > before + 0.15
 
 
 @pytest.mark.local

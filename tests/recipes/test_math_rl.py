@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import anyio
@@ -73,13 +72,13 @@ def test_a_short_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.local
 @pytest.mark.slow
 def test_it_learns(tmp_path: Path) -> None:
-    """A third of the default run: from a pupil who mostly forgets to carry, and half of the boxes, to one who forgets neither."""
-    config = attrs.evolve(SHORT, steps=10, schedule=Schedule(groups_per_step=16), group_size=16, warm_up=120)
+    """A quarter of the default run: from a pupil who mostly forgets to carry, and half of the boxes, to one who forgets neither. (Seeds 0 to 5: from .01-.17 to .45-.84 in 12 steps.)"""
+    config = math_rl.Config(steps=10, warm_up=160, evaluate_every=10, evaluation_problems=64)
+    config = attrs.evolve(config, schedule=Schedule(groups_per_step=16), group_size=16)
     run(attrs.evolve(config, run_dir=tmp_path / "run"))
-    rows = lines(tmp_path / "run" / "metrics.jsonl")
-    rewards = [row["env/all/reward/total"] for row in rows]
-    assert fmean(rewards[-3:]) > fmean(rewards[:2]) + 0.3, rewards
-    assert rows[-1]["env/all/format"] > 0.9
+    before, after = (row["metrics"] for row in lines(tmp_path / "run" / "evaluations.jsonl"))
+    assert after["all/reward/total"] > before["all/reward/total"] + 0.2
+    assert after["all/format"] > 0.8
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])

@@ -50,7 +50,7 @@ def test_chat_sl_learns_what_was_held_out(tmp_path: Path, capsys: pytest.Capture
     assert last.metrics["nll"] < 0.8  # the command of the docs page goes on to less than 0.01
     assert 0 < last.metrics["bits_per_byte"] < last.metrics["nll"] / 0.69
     printed = capsys.readouterr().out
-    for expected in ("nll       ", "held out  nll: 6", "held-out questions, answers", "report.html", "(It "):
+    for expected in ("nll       ", "held out  nll: ", "held-out questions, answers", "report.html", "(It "):
         assert expected in printed, expected
 
 

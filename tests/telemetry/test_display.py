@@ -106,6 +106,12 @@ class TestLines:
         odd: Any = row(0, **{"env/all/reward/total": math.nan, "tokens/per_second": math.inf, "busy/sampler": None})
         assert "reward    nan  sampler nan%" in lines_of(odd)[1]
 
+    def test_rewards_from_comparisons_have_no_level_and_distances_are_shown(self) -> None:
+        compared = row(0, **{"env/all/comparisons": 4.0, "env/all/ties": 0.25, "kl_policy_base": 0.5})
+        assert lines_of(compared)[1].startswith("step  1/10  ties  25%  kl to reference  0.500  sampler")
+        taught = row(0, teacher_kl=1.25)
+        assert "reward  0.500  teacher kl  1.250  sampler" in lines_of(taught)[1]
+
     def test_a_reader_that_has_gone_ends_no_run(self) -> None:
         class Gone(io.StringIO):
             def write(self, text: str) -> int:
@@ -149,6 +155,11 @@ class TestPanel:
         assert second == "reward 0.580  ▁▅█   first 0.500, best 0.580   loss -0.02"
         assert third == "sampler ━━━━━━━━──  83% busy   trainer ━━━━──────  41% busy   12.3k tokens/s"
         assert fourth == "staleness 0.800, max 2   groups 32 trained, 0 filtered, 1 failed   grad norm 0.530"
+
+    def test_rewards_from_comparisons_have_no_level_and_distances_are_shown(self) -> None:
+        compared = row(0, **{"env/all/comparisons": 4.0, "env/all/ties": 0.25, "kl_policy_base": 0.5})
+        assert panel(120, compared).splitlines()[1].startswith("ties 25%   kl to reference 0.500")
+        assert "teacher kl 1.250" in panel(120, row(0, teacher_kl=1.25))
 
     def test_before_the_first_step(self) -> None:
         assert "waiting for the first step" in panel(80)

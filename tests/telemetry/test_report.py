@@ -241,6 +241,46 @@ class TestReport:
         ET.fromstring(write_reward_plot(directory).read_text())
 
 
+class TestWhatMattersInARun:
+    """The first chart and the figures at the top tell how the run went, whatever kind of run it was."""
+
+    def test_rewards_from_comparisons_are_told_by_the_win_rate(self, tmp_path: Path) -> None:
+        rows = [
+            {"step": n, "env/all/reward/total": -1e-18, "env/all/comparisons": 4.0, "kl_policy_base": 0.1 * n}
+            for n in range(20)
+        ]
+        write_lines(tmp_path / "metrics.jsonl", rows)
+        evaluations = [
+            {"step": step, "name": "judged", "metrics": {"win_rate": rate, "comparisons": 64}}
+            for step, rate in ((0, 0.5), (20, 0.875))
+        ]
+        write_lines(tmp_path / "evaluations.jsonl", evaluations)
+        text = Page(write_report(tmp_path).read_text()).text
+        assert "Win rate" in text
+        assert "win rate, 'judged'0.50 → 0.88" in text
+        assert "KL to the reference" in text
+        assert "Mean reward" not in text
+        assert "mean reward" not in text
+        assert "Win rate" in " ".join(ET.fromstring(write_reward_plot(tmp_path).read_text()).itertext())
+
+    def test_without_an_evaluation_the_mean_reward_is_shown_all_the_same(self, tmp_path: Path) -> None:
+        write_lines(tmp_path / "metrics.jsonl", [{"step": 0, "env/all/reward/total": 0.1, "env/all/comparisons": 4.0}])
+        assert "Mean reward" in Page(write_report(tmp_path).read_text()).text
+
+    def test_the_distance_to_the_teacher(self, tmp_path: Path) -> None:
+        rows = [{"step": n, "env/all/reward/total": 0.5, "teacher_kl": 2.0 - 0.1 * n} for n in range(8)]
+        write_lines(tmp_path / "metrics.jsonl", rows)
+        evaluations = [
+            {"step": step, "name": "held out", "metrics": {"all/reward/total": 0.5, "all/teacher_kl": kl}}
+            for step, kl in ((0, 1.5), (8, 0.25))
+        ]
+        write_lines(tmp_path / "evaluations.jsonl", evaluations)
+        html = write_report(tmp_path).read_text()
+        assert "KL to the teacher, 'held out'1.50 → 0.25" in Page(html).text
+        assert "KL to the teacher, nats a token" in html
+        assert html.count("evaluation &#x27;held out&#x27;, 8") >= 2  # beside the rewards, and beside the distances
+
+
 class TestRewardPlot:
     def test_what_it_shows(self, run: Path) -> None:
         path = write_reward_plot(run)
