@@ -6,9 +6,9 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import anyio
-import attrs
 
 from actors.evaluator import EvaluatedPolicy, Evaluation
+from engine.backends.errors import ContextExceeded
 from engine.backends.values import SamplingParams
 from engine.completion import PolicyCompleter
 from engine.rendering import Message, Renderer
@@ -46,19 +46,17 @@ def agreement_evaluation(
     agree = same or (lambda expected, given: _text(expected) == _text(given))
 
     async def run(policy: EvaluatedPolicy) -> Mapping[str, float]:
-        completer = PolicyCompleter(policy, renderer)
-        limiter = anyio.Semaphore(concurrency)
         # A greedy answer ends at the context as any other does.
-        limit = getattr(policy, "max_context", None)
+        completer = PolicyCompleter(policy, renderer, max_context=getattr(policy, "max_context", None))
+        limiter = anyio.Semaphore(concurrency)
 
         async def one(index: int) -> bool:
             *asked, expected = conversations[index]
             async with limiter:
-                room = params.max_tokens if limit is None else limit - renderer.generation_prompt(asked).length
-                if room < 1:
+                try:
+                    reply = await completer.complete(asked, params=params, seed=derive_seed(seed, index))
+                except ContextExceeded:
                     return False
-                limited = attrs.evolve(params, max_tokens=min(params.max_tokens, room))
-                reply = await completer.complete(asked, params=limited, seed=derive_seed(seed, index))
             return agree(expected, reply.message)
 
         right = await alike([functools.partial(one, index) for index in range(len(conversations))])

@@ -51,6 +51,8 @@ class Config(ConversationConfig):
     """Largest norm of a step's gradient, which is a mean over tokens; 0: no limit."""
     evaluate_every: int = attrs.field(default=40, validator=attrs.validators.ge(1))
     """Steps between evaluations on the held-out conversations."""
+    inspect_tasks: tuple[str, ...] = ()
+    """Tasks of inspect-ai to evaluate with too: module:function, file.py@function, or an installed one's name (pip install 'callsheet[inspect]')."""
     prefetch: int = attrs.field(default=4, validator=attrs.validators.ge(0))
     """Batches tokenised before they are needed."""
     ahead: int = attrs.field(default=1, validator=attrs.validators.ge(0))
@@ -135,13 +137,14 @@ async def _train(
     from actors import Minibatches, nll_evaluation, train_supervised
     from engine.backends.values import AdamParams
     from engine.telemetry import display
+    from recipes.inspecting import inspect_evaluations
 
     steps = config.steps or len(batches)
-    evaluations = []
+    evaluations = await inspect_evaluations(config, directory, opened.renderer)
     if held_out is not None:
-        evaluations = [
-            nll_evaluation(HELD_OUT, held_out.data, text_bytes=held_out.text_bytes, every=config.evaluate_every)
-        ]
+        evaluations.insert(
+            0, nll_evaluation(HELD_OUT, held_out.data, text_bytes=held_out.text_bytes, every=config.evaluate_every)
+        )
     with display.open(steps, "chat_sl") as live:
         if held_out is not None:
             live.note(f"held out: {held_out}")

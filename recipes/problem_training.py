@@ -58,6 +58,8 @@ class ProblemConfig(runs.RunConfig):
     """Problems of an evaluation under way at once."""
     evaluation_temperature: float = attrs.field(default=1.0, validator=attrs.validators.ge(0.0))
     """Of sampling in evaluations; 0 is greedy."""
+    inspect_tasks: tuple[str, ...] = ()
+    """Tasks of inspect-ai to evaluate with too: module:function, file.py@function, or an installed one's name (pip install 'callsheet[inspect]')."""
 
 
 FOR_REAL_MODELS: dict[str, Any] = {
@@ -117,7 +119,9 @@ async def train(
     from actors import group_evaluation, train_rl
     from engine.backends.values import SamplingParams
     from engine.telemetry import display
+    from recipes.inspecting import inspect_evaluations
 
+    inspected = await inspect_evaluations(config, directory, opened.renderer, max_tokens=config.max_tokens)
     settings = attrs.evolve(_settings(config), shuffle=shuffle)
     tested = attrs.evolve(
         settings.rollout, sampling=SamplingParams(config.max_tokens, temperature=config.evaluation_temperature)
@@ -139,7 +143,8 @@ async def train(
                     seed=config.seed,
                 )
                 for title, problems in evaluations.items()
-            ],
+            ]
+            + inspected,
             run=runs.settings(config, directory),
             observers=[live],
             stop=stop,

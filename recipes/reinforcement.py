@@ -55,6 +55,8 @@ class RLConfig(runs.RunConfig):
     """Steps between evaluations on fixed problems."""
     evaluation_problems: int = attrs.field(default=128, validator=_positive)
     """How many those are."""
+    inspect_tasks: tuple[str, ...] = ()
+    """Tasks of inspect-ai to evaluate with too: module:function, file.py@function, or an installed one's name (pip install 'callsheet[inspect]')."""
 
 
 def rl_settings(config: RLConfig) -> RLSettings:
@@ -90,8 +92,10 @@ async def reinforce(
     """Trains on `groups`, evaluates on `fixed`; `name` is shown beside the progress."""
     from actors import group_evaluation, train_rl
     from engine.telemetry import display
+    from recipes.inspecting import inspect_evaluations
 
     settings = rl_settings(config)
+    inspected = await inspect_evaluations(config, directory, opened.renderer, max_tokens=config.max_tokens)
     evaluation = group_evaluation(
         "fixed problems", fixed, settings.rollout, every=config.evaluate_every, seed=config.seed
     )
@@ -102,7 +106,7 @@ async def reinforce(
             steps=config.steps,
             schedule=config.schedule,
             settings=settings,
-            evaluations=[evaluation],
+            evaluations=[evaluation, *inspected],
             run=runs.settings(config, directory),
             observers=[live],
             stop=stop,

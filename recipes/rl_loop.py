@@ -63,6 +63,8 @@ class Config(runs.RunConfig):
     """Steps between evaluations on fixed problems."""
     evaluation_problems: int = attrs.field(default=128, validator=_positive)
     """How many those are."""
+    inspect_tasks: tuple[str, ...] = ()
+    """Tasks of inspect-ai to evaluate with too: module:function, file.py@function, or an installed one's name (pip install 'callsheet[inspect]')."""
 
 
 FOR_REAL_MODELS: dict[str, Any] = {
@@ -119,8 +121,10 @@ async def _train(config: Config, directory: Path, opened: OpenedModel, stop: Sto
     from engine.runtime.seeds import derive_seed
     from engine.telemetry import display
     from envs.arithmetic import ArithmeticGroups
+    from recipes.inspecting import inspect_evaluations
 
     settings = _settings(config)
+    inspected = await inspect_evaluations(config, directory, opened.renderer, max_tokens=config.max_tokens)
     problems = ArithmeticGroups(
         opened.renderer,
         config.difficulty,
@@ -139,7 +143,8 @@ async def _train(config: Config, directory: Path, opened: OpenedModel, stop: Sto
             evaluations=[
                 group_evaluation(
                     "fixed problems", fixed, settings.rollout, every=config.evaluate_every, seed=config.seed
-                )
+                ),
+                *inspected,
             ],
             run=runs.settings(config, directory),
             observers=[live],

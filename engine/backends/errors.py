@@ -3,6 +3,7 @@
 BackendError
 ├── TransientError      try again: a timeout, a rate limit, a busy or restarting server      (the sampler retries it)
 ├── RequestRejected     trying again cannot help: names the datum and the field              (ends the group or the run)
+│   └── ContextExceeded a conversation that leaves no room for an answer                     (an evaluation counts it as not answered)
 └── UnusableState       a saved state that cannot be restored                                (resume falls back to the one before)
 
 And one warning, IgnoredSetting, for what a backend is asked and cannot do, where a run is of use without it.
@@ -21,6 +22,10 @@ class TransientError(BackendError):
 
 class RequestRejected(BackendError):
     """A request that is wrong in itself."""
+
+
+class ContextExceeded(RequestRejected):
+    """A conversation that has outgrown the model's context."""
 
 
 class UnusableState(BackendError):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import attrs
 
+from engine.backends.errors import ContextExceeded
 from engine.backends.ports import SamplingBackend, Snapshot, StreamingBackend, StreamingPolicy
 from engine.backends.streaming import tell_all
 from engine.backends.values import Completion, Logprobs, ModelInput, SampleRequest, SamplingParams
@@ -45,9 +46,12 @@ class SnapshotPolicy:
 class PolicyCompleter:
     """Renders the messages, samples one completion, parses it."""
 
-    def __init__(self, policy: Samples, renderer: Renderer) -> None:
+    def __init__(self, policy: Samples, renderer: Renderer, *, max_context: int | None = None) -> None:
+        """`max_context`: longest sequence the model takes: an answer ends there, and a conversation that leaves no room for one is refused with
+        ContextExceeded. None: whatever the policy does with it."""
         self._policy = policy
         self._renderer = renderer
+        self._max_context = max_context
 
     async def complete(
         self, messages: Sequence[Message], *, params: SamplingParams, seed: int, tools: Sequence[ToolSpec] = ()
@@ -94,7 +98,12 @@ class PolicyCompleter:
     ) -> SampleRequest:
         prompt = self._renderer.generation_prompt(messages, tools=tools)
         stop = (*self._renderer.stop_sequences(), *params.stop)
-        return SampleRequest(prompt, attrs.evolve(params, stop=stop), seed)
+        room = params.max_tokens if self._max_context is None else self._max_context - prompt.length
+        if room < 1:
+            raise ContextExceeded(
+                f"the conversation takes {prompt.length} tokens, which leaves no room for an answer in the model's context of {self._max_context}"
+            )
+        return SampleRequest(prompt, attrs.evolve(params, max_tokens=min(params.max_tokens, room), stop=stop), seed)
 
 
 def _after_tool(messages: Sequence[Message]) -> bool:

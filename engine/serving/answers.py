@@ -23,7 +23,7 @@ from engine.serving.served import ServedPolicy
 
 
 def new_id(kind: str) -> str:
-    """An id of an answer, as clients log it."""
+    """An id of an answer or of a call, as clients log it."""
     return f"{kind}-{secrets.token_hex(12)}"
 
 
@@ -65,8 +65,10 @@ def _chat_choice(index: int, chat: Chat, completion: Completion, served: ServedP
     message = to_openai(parsed.message)
     content = message.get("content")
     message["content"] = cut_at(content, chat.asked.cut) if isinstance(content, str) else None
-    for n, call in enumerate(message.get("tool_calls", ())):
-        call.setdefault("id", f"call_{index}_{n}")
+    for call in message.get("tool_calls", ()):
+        call.setdefault(
+            "id", new_id("call")
+        )  # of its own in the whole conversation: results are paired with calls by it
     choice: dict[str, Any] = {
         "index": index,
         "message": message,
@@ -182,7 +184,7 @@ class ChatStream:
     def _call(self, part: ToolCallPart) -> dict[str, Any]:
         call = {
             "index": self._calls,
-            "id": part.id or f"call_{self._index}_{self._calls}",
+            "id": part.id or new_id("call"),
             "type": "function",
             "function": {"name": part.name, "arguments": dump_json(part.arguments)},
         }
