@@ -31,7 +31,7 @@ async def open(  # noqa: A001 - `openai_compatible.open(...)` is how it is meant
 ) -> AsyncIterator[OpenAICompatibleBackend]:
     """A sampling backend on a server's completions API.
 
-    - `max_context`: longest sequence the model takes; None: as the server's `models` says (vLLM's `max_model_len`), or unknown.
+    - `max_context`: longest sequence the model takes; None: as the server's `models` says (vLLM's `max_model_len`, llama.cpp's `n_ctx`), or unknown.
     - `transport`: what carries the requests; None: the network.
     - `settings`: further fields of `ServerSettings`: concurrency, attempts, backoff, backoff_limit, deadline.
 
@@ -39,6 +39,7 @@ async def open(  # noqa: A001 - `openai_compatible.open(...)` is how it is meant
     """
     from engine.backends.openai_compatible.backend import OpenAICompatibleBackend
     from engine.backends.openai_compatible.connection import connect, server_settings
+    from engine.backends.openai_compatible.servers import context_of, recognised
 
     async with connect(server_settings(base_url, api_key, **settings), transport=transport) as connection:
         listed = await connection.get("models")
@@ -49,5 +50,7 @@ async def open(  # noqa: A001 - `openai_compatible.open(...)` is how it is meant
             raise BackendError(
                 f"{connection.settings.base_url}: serves no model '{model}'; it serves {', '.join(sorted(known))}"
             )
-        said = known.get(model, {}).get("max_model_len")
-        yield OpenAICompatibleBackend(connection, model, max_context=max_context or (int(said) if said else None))
+        entry = known.get(model, {})
+        yield OpenAICompatibleBackend(
+            connection, model, max_context=max_context or context_of(entry), server=recognised(entry)
+        )

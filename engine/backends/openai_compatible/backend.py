@@ -23,6 +23,7 @@ import numpy as np
 from engine.backends.errors import BackendError, RequestRejected, TransientError
 from engine.backends.openai_compatible.connection import Connection
 from engine.backends.openai_compatible.fields import stop_reason, stops
+from engine.backends.openai_compatible.servers import ANY, Server, stop_at
 from engine.backends.ports import Capabilities, Pending, Snapshot
 from engine.backends.values import (
     AdamParams,
@@ -34,6 +35,7 @@ from engine.backends.values import (
     Loss,
     ModelInput,
     SampleRequest,
+    SamplingParams,
     Tokens,
 )
 from engine.runtime.seeds import derive_seed
@@ -63,9 +65,12 @@ class _Given:
 class OpenAICompatibleBackend:
     """Sampling and scoring on a server. What belongs to training is refused with RequestRejected."""
 
-    def __init__(self, connection: Connection, model: str, *, max_context: int | None = None) -> None:
+    def __init__(
+        self, connection: Connection, model: str, *, max_context: int | None = None, server: Server = ANY
+    ) -> None:
         self.connection = connection
         self.model = model
+        self.server = server
         self.capabilities = Capabilities(
             f"openai_compatible at {connection.settings.base_url}",
             losses=frozenset(),
@@ -100,14 +105,15 @@ class OpenAICompatibleBackend:
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
             "include_stop_str_in_output": True,
-        } | stops(params)
+        }
+        body |= {**self.server.fields, **(stops(params) if self.server.stops else {})}
         if params.top_k != -1:
             body["top_k"] = params.top_k
         found: list[Completion | None] = [None] * request.num_samples
 
         async def one(index: int) -> None:
             seeded = {**body, "seed": derive_seed(request.seed, index) % 2**31}
-            found[index] = self._completion(await self.connection.post(PATH, seeded))
+            found[index] = self._completion(await self.connection.post(PATH, seeded), params)
 
         if request.num_samples == 1:
             await one(0)
@@ -118,7 +124,7 @@ class OpenAICompatibleBackend:
                         tasks.start_soon(one, index)
         return [completion for completion in found if completion is not None]
 
-    def _completion(self, answer: Mapping[str, Any]) -> Completion:
+    def _completion(self, answer: Mapping[str, Any], params: SamplingParams) -> Completion:
         choice = self._choice(answer)
         tokens_T, logprobs_T = tokens_of(choice), logprobs_of(choice)
         if tokens_T is None:
@@ -133,6 +139,9 @@ class OpenAICompatibleBackend:
             )
         if not len(tokens_T):
             raise TransientError(f"{self.connection.settings.base_url}: an answer without a single token")
+        end = None if self.server.stops else stop_at(params, tokens_T, choice)
+        if end is not None:
+            return Completion(tokens_T[:end], logprobs_T[:end], "stop", version=0)
         return Completion(tokens_T, logprobs_T, stop_reason(choice.get("finish_reason")), version=0)
 
     async def compute_logprobs(self, snapshot: Snapshot, sequence: ModelInput) -> Logprobs:
