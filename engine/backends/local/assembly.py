@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.backends.local.generic import GenericNetwork
-from engine.backends.local.llama import LlamaNetwork, LlamaShape, Rope, adapter_units, base_units
+from engine.backends.local.llama import LlamaNetwork
+from engine.backends.local.llama_weights import LlamaShape, Rope, adapter_units, base_units
 from engine.backends.local.network import Network
 from engine.backends.local.packing import Packed, apart
 from engine.backends.local.parameters import Layout, Trainable
@@ -208,5 +209,5 @@ def _difference(
     bound = network.bind(trainable.leaves())
     sequences = list(tokens_B_T.numpy().astype(np.int32))
     packed = Packed.of(apart(sequences), sequences, device)
-    ours = bound.logits(bound.hidden(packed)).log_softmax(-1).view(theirs.shape)
+    ours = bound.weights.logits(bound.hidden(packed)).log_softmax(-1).view(theirs.shape)
     return float((ours - theirs).abs().max())

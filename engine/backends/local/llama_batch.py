@@ -6,17 +6,14 @@ Dimension suffixes: `B` rows, `T` positions, `V` vocabulary; the cache is (L lay
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from engine.backends.local.kernels import rms_norm, turn_heads
+from engine.backends.local.llama_weights import LlamaWeights
 from engine.backends.local.network import Prefix
-
-if TYPE_CHECKING:  # the network makes its batches; a batch only reads it
-    from engine.backends.local.llama import BoundLlama
 
 _SPARE_POSITIONS = 32
 _LEAST_REACH = 16
@@ -29,12 +26,12 @@ class LlamaBatch:
     Each row has its own length: a mask of zeros and minus infinity hides what lies behind it.
     """
 
-    def __init__(self, bound: BoundLlama) -> None:
-        self._bound = bound
+    def __init__(self, weights: LlamaWeights) -> None:
+        self._weights = weights
         self._lengths: list[int] = []
-        shape = bound.shape
-        self._cache = bound.head.new_empty(shape.layers, 2, 0, shape.kv_heads, 0, shape.head_dim)
-        self._mask_B_T = bound.head.new_empty(0, 0)
+        shape = weights.shape
+        self._cache = weights.head.new_empty(shape.layers, 2, 0, shape.kv_heads, 0, shape.head_dim)
+        self._mask_B_T = weights.head.new_empty(0, 0)
 
     def add(self, prefix: Prefix, count: int) -> None:
         """Appends `count` rows that go on from `prefix`."""
@@ -60,7 +57,7 @@ class LlamaBatch:
 
     def step(self, tokens_B: Tensor) -> Tensor:
         """Appends one token to each row and gives what follows, logits_B_V in float32."""
-        bound, shape, rows = self._bound, self._bound.shape, len(self._lengths)
+        weights, shape, rows = self._weights, self._weights.shape, len(self._lengths)
         reach = max(_LEAST_REACH, max(self._lengths) + 1)
         self.reserve(rows, reach)
         rows_B = torch.arange(rows, device=tokens_B.device)
@@ -68,21 +65,21 @@ class LlamaBatch:
         self._mask_B_T[rows_B, position_B] = 0
         # One line of the mask for each key-value head, made once for all layers.
         mask = self._mask_B_T[:rows, :reach].repeat_interleave(shape.kv_heads, 0)[:, None]
-        cos_B_D, sin_B_D = (table[position_B, None] for table in bound.rope(reach))
+        cos_B_D, sin_B_D = (table[position_B, None] for table in weights.rope.tables(reach))
         scale = 1 / math.sqrt(shape.head_dim)
-        x = functional.embedding(tokens_B, bound.embedding)
-        for layer, cache in zip(bound.layers, self._cache, strict=True):
+        x = functional.embedding(tokens_B, weights.embedding)
+        for layer, cache in zip(weights.layers, self._cache, strict=True):
             qkv = layer.qkv(rms_norm(x, layer.norm_in, shape.eps)).view(rows, -1, shape.head_dim)
             queries, keys, values = turn_heads(qkv, shape.heads, shape.kv_heads, cos_B_D, sin_B_D)
             cache[:, rows_B, :, position_B] = torch.stack((keys, values), 1)
             keys, values = cache[:, :rows, :, :reach].flatten(1, 2)
             # Query heads that share a key-value head are rows of one product: nothing is repeated, and flattening copies nothing.
             queries = queries.reshape(len(keys), -1, shape.head_dim)
-            weights = torch.baddbmm(mask, queries, keys.transpose(1, 2), alpha=scale).softmax(-1)
-            x = x + layer.out(torch.bmm(weights, values).view(rows, -1))
-            x = bound.mlp(layer, x)
+            attention = torch.baddbmm(mask, queries, keys.transpose(1, 2), alpha=scale).softmax(-1)
+            x = x + layer.out(torch.bmm(attention, values).view(rows, -1))
+            x = weights.mlp(layer, x)
         self._lengths = [length + 1 for length in self._lengths]
-        return bound.logits(rms_norm(x, bound.norm, shape.eps))
+        return weights.logits(rms_norm(x, weights.norm, shape.eps))
 
     def reserve(self, rows: int, length: int) -> None:
         """Makes room; grows by half at least, so that copying stays a small share."""

@@ -10,7 +10,7 @@ Dimension suffixes: `B` sequences (rows) of a batch, `T` positions, `V` vocabula
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import attrs
@@ -70,6 +70,21 @@ class Bound(Protocol):
         Gradients need to flow only through positions where `active_N` is true.
         """
         ...
+
+
+class Weights:
+    """A snapshot's tensors as the sampler thread uses them: bound to the network when first needed, in that thread."""
+
+    def __init__(self, version: int, bind: Callable[[], Bound]) -> None:
+        self.version = version
+        self._bind = bind
+        self._bound: Bound | None = None
+
+    def bound(self) -> Bound:
+        """The network with these weights. Sampler thread only."""
+        if self._bound is None:
+            self._bound = self._bind()
+        return self._bound
 
 
 class Network(Protocol):

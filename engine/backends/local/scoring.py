@@ -7,19 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
 
 import attrs
 import numpy as np
 import torch
 
 from engine.backends.errors import BackendError
+from engine.backends.local.network import Weights
 from engine.backends.local.packing import Pack, plan
 from engine.backends.local.threads import CLOSED
 from engine.backends.values import Logprobs, Tokens
-
-if TYPE_CHECKING:
-    from engine.backends.local.sampler import Weights
 
 
 @attrs.frozen(eq=False)

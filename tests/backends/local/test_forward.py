@@ -122,7 +122,7 @@ def test_the_llama_path_takes_its_relatives(family: str, other_family: Callable[
 
 
 def test_a_forward_pass_that_differs_is_not_used(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.backends.local.llama.swiglu", lambda x: x.chunk(2, -1)[0])
+    monkeypatch.setattr("engine.backends.local.llama_weights.swiglu", lambda x: x.chunk(2, -1)[0])
     assert prepared(tiny).forward.startswith("generic (the written-out forward pass differs")
 
 
