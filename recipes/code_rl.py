@@ -13,8 +13,7 @@ outputs are right, or the share of them. What this recipe leaves out: thinking w
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,10 +30,11 @@ from recipes import cli, runs
 from recipes.learning_rates import LearningRateConfig
 from recipes.models import RENDERERS, TINY, OpenedModel
 from recipes.ports import DEFAULT, Ports
+from recipes.reinforcement import ProblemConfig, reinforce
 
 if TYPE_CHECKING:
-    from actors import RLSettings, RunResult, StopRequest
-    from envs.code.grading import CodeGrader
+    from actors import RunResult, StopRequest
+    from engine.rendering import Renderer
     from envs.code.problem import CodeProblems
 
 _positive = attrs.validators.ge(1)
@@ -42,7 +42,7 @@ _optional_positive: Any = attrs.validators.optional(_positive)
 
 
 @attrs.frozen(kw_only=True)
-class Config(runs.RunConfig):
+class Config(ProblemConfig):
     """Reinforcement learning of programming. Without flags: a tiny model learns small functions, run in a real sandbox, in two minutes."""
 
     dataset: str | None = None
@@ -70,22 +70,12 @@ class Config(runs.RunConfig):
     """Optimizer steps."""
     schedule: Schedule = attrs.field(factory=lambda: Schedule(groups_per_step=12))
     """Pace: synchronous by default."""
-    group_size: int = attrs.field(default=16, validator=_positive)
-    """Answers to each problem; advantages are centred over them."""
     warm_up: int = attrs.field(default=120, validator=attrs.validators.ge(0))
     """Supervised steps before, of the tiny model."""
     learning_rate: LearningRateConfig = attrs.field(factory=lambda: LearningRateConfig(peak=1.5e-3, warmup_steps=3))
     """The learning rate over the run."""
-    grad_clip: float = attrs.field(default=1.0, validator=attrs.validators.ge(0.0))
-    """Largest norm of a step's gradient, which is a sum over tokens; 0: no limit."""
-    loss: str | None = None
-    """By name; None: importance_sampling where every group is on-policy, ppo where max-staleness lets some be older."""
-    drop_constant_groups: bool = False
-    """Replace groups whose answers are all right or all wrong, instead of training on nothing."""
     max_tokens: int = attrs.field(default=24, validator=_positive)
     """Longest answer."""
-    temperature: float = attrs.field(default=1.0, validator=attrs.validators.gt(0.0))
-    """Of sampling."""
     evaluate_every: int = attrs.field(default=15, validator=_positive)
     """Steps between evaluations on fixed problems."""
     evaluation_problems: int = attrs.field(default=48, validator=_positive)
@@ -116,16 +106,20 @@ FOR_REAL_MODELS: dict[str, Any] = {
 async def run(config: Config, ports: Ports = DEFAULT) -> RunResult | None:
     """Runs the recipe. None when it was asked to stop before the reinforcement learning began."""
     from actors import StopRequest
+    from envs.code.env import CodeGroups
     from envs.code.grading import CodeGrader
 
     # What cannot be read, and what cannot be isolated, is said before a directory or a model is made.
-    problems = await anyio.to_thread.run_sync(_problems, config, ports)
-    stop = StopRequest()
+    problems, test = await anyio.to_thread.run_sync(_problems, config, ports)
+    stop, result = StopRequest(), None
     async with cli.stop_on_interrupt(stop), ports.open_sandbox(config.sandbox) as sandbox:
         directory = runs.begin(config, "code_rl")
         async with _open(config, directory, ports, stop) as opened:
             grader = CodeGrader(sandbox, config.grading)
-            result = None if stop.requested else await _train(config, directory, opened, grader, problems, stop)
+            groups = CodeGroups(opened.renderer, problems, grader, config.group_size, config.task)
+            fixed = attrs.evolve(groups, problems=test, group_size=1)
+            if not stop.requested:
+                result = await reinforce(config, "code_rl", directory, opened, groups, {"fixed problems": fixed}, stop)
     runs.tell(directory, result, "recipes.code_rl")
     return result
 
@@ -155,75 +149,17 @@ def _problems(config: Config, ports: Ports) -> tuple[CodeProblems, CodeProblems]
     return train.shuffled(config.seed), test
 
 
-@asynccontextmanager
-async def _open(config: Config, directory: Path, ports: Ports, stop: StopRequest) -> AsyncIterator[OpenedModel]:
-    """The model that RL starts from."""
-    from recipes.tiny_code import make_tiny_coder
+def _open(config: Config, directory: Path, ports: Ports, stop: StopRequest) -> AbstractAsyncContextManager[OpenedModel]:
+    """The model that RL starts from; the tiny one is taught what the careless pupil wrote."""
+    from engine.runtime.seeds import derive_seed
+    from recipes.tiny_code import make_tiny_coder, worked
+    from recipes.warm_up import WorkedConversations, open_warmed_up
+
+    def careless_pupil(renderer: Renderer) -> WorkedConversations:
+        return WorkedConversations(renderer, partial(worked, derive_seed(config.seed, 0)), config.warm_up)
 
     make_tiny = make_tiny_coder(config.renderer or RENDERERS[TINY]) if config.model == TINY else None
-    async with ports.open_model(config, directory, seed=config.seed, make_tiny=make_tiny) as opened:
-        if config.model == TINY and config.warm_up:
-            await _warm_up(config, directory, opened, stop)
-        yield opened
-
-
-async def _warm_up(config: Config, directory: Path, opened: OpenedModel, stop: StopRequest) -> None:
-    """The supervised phase: what the careless pupil wrote."""
-    from engine.runtime.seeds import derive_seed
-    from recipes.tiny_code import worked
-    from recipes.warm_up import WorkedConversations, warm_up
-
-    batches = WorkedConversations(opened.renderer, partial(worked, derive_seed(config.seed, 0)), config.warm_up)
-    await warm_up(opened, directory, batches, resume=config.resume, stop=stop)
-
-
-async def _train(
-    config: Config,
-    directory: Path,
-    opened: OpenedModel,
-    grader: CodeGrader,
-    problems: tuple[CodeProblems, CodeProblems],
-    stop: StopRequest,
-) -> RunResult:
-    from actors import group_evaluation, train_rl
-    from engine.telemetry import display
-    from envs.code.env import CodeGroups
-
-    settings = _settings(config)
-    groups = CodeGroups(opened.renderer, problems[0], grader, config.group_size, config.task)
-    fixed = attrs.evolve(groups, problems=problems[1], group_size=1)
-    with display.open(config.steps, "code_rl") as live:
-        return await train_rl(
-            opened.backend,
-            groups=groups,
-            steps=config.steps,
-            schedule=config.schedule,
-            settings=settings,
-            evaluations=[
-                group_evaluation(
-                    "fixed problems", fixed, settings.rollout, every=config.evaluate_every, seed=config.seed
-                )
-            ],
-            run=runs.settings(config, directory),
-            observers=[live],
-            stop=stop,
-        )
-
-
-def _settings(config: Config) -> RLSettings:
-    from actors import RLSettings
-    from engine.backends.values import AdamParams, Loss, SamplingParams
-    from envs.rollout import RolloutSettings
-
-    return RLSettings(
-        rollout=RolloutSettings(sampling=SamplingParams(max_tokens=config.max_tokens, temperature=config.temperature)),
-        loss=None if config.loss is None else Loss(config.loss),
-        optimizer=AdamParams(config.learning_rate.peak_for(config), grad_clip_norm=config.grad_clip),
-        learning_rate=config.learning_rate.over(config.steps),
-        drop_constant_groups=config.drop_constant_groups,
-        samples_per_step=4,
-        seed=config.seed,
-    )
+    return open_warmed_up(config, directory, ports, stop, careless_pupil, make_tiny=make_tiny)
 
 
 if __name__ == "__main__":

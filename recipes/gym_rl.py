@@ -28,10 +28,9 @@ from actors.schedule import Schedule
 from envs.reasoning_tasks.curriculum import CurriculumConfig
 from envs.reasoning_tasks.env import ReasoningForm
 from recipes import cli, runs
-from recipes.models import TINY
 from recipes.ports import DEFAULT, Ports
-from recipes.problem_training import FOR_REAL_MODELS as SIZES_FOR_REAL_MODELS
-from recipes.problem_training import ProblemConfig, Worked, opened_model, train
+from recipes.reinforcement import FOR_REAL_MODELS as SIZES_FOR_REAL_MODELS
+from recipes.reinforcement import ProblemConfig, reinforce
 
 if TYPE_CHECKING:
     from actors import RunResult
@@ -102,12 +101,15 @@ async def run(config: Config, ports: Ports = DEFAULT) -> RunResult | None:
     """Runs the recipe. None when it was asked to stop before the reinforcement learning began."""
     from actors import StopRequest
     from engine.runtime import WorkerPool
+    from engine.runtime.seeds import derive_seed
     from envs.reasoning_tasks import require_reasoning_gym
     from envs.reasoning_tasks.env import PRELOAD
-    from recipes.tiny_reasoning import VOCABULARY
+    from recipes.tiny_reasoning import VOCABULARY, worked
+    from recipes.warm_up import open_worked
 
     require_reasoning_gym()
-    stop = StopRequest()
+    pupil = partial(worked, derive_seed(config.seed, 0))
+    stop, result = StopRequest(), None
     async with cli.stop_on_interrupt(stop), WorkerPool(config.grading.workers, preload=PRELOAD) as pool:
         if config.list:
             await _list(pool)
@@ -115,13 +117,12 @@ async def run(config: Config, ports: Ports = DEFAULT) -> RunResult | None:
         await _check(config, pool)
         directory = runs.begin(config, "gym_rl")
         async with (
-            opened_model(config, directory, ports, stop, _worked(config), vocabulary=VOCABULARY) as opened,
+            open_worked(config, directory, ports, stop, pupil, vocabulary=VOCABULARY) as opened,
             _groups(config, opened.renderer, pool) as (groups, fixed),
         ):
-            result = None
             if not stop.requested:
                 # In their own order: the curriculum's levels are those of the problems still to come.
-                result = await train(config, directory, opened, groups, fixed, stop, "gym_rl", shuffle=False)
+                result = await reinforce(config, "gym_rl", directory, opened, groups, fixed, stop, shuffle=False)
             levels = ", ".join(f"{task} {level}" for task, level in groups.curriculum.levels.items())
     runs.tell(directory, result, "recipes.gym_rl")
     runs.say(f"levels    {levels}")
@@ -177,14 +178,6 @@ async def _groups(
             )
             fixed[f"level {level}"] = await stack.enter_async_context(tested)
         yield groups, fixed
-
-
-def _worked(config: Config) -> Worked | None:
-    """What the tiny model is warmed up on."""
-    from engine.runtime.seeds import derive_seed
-    from recipes.tiny_reasoning import worked
-
-    return partial(worked, derive_seed(config.seed, 0)) if config.model == TINY else None
 
 
 if __name__ == "__main__":

@@ -29,10 +29,9 @@ from engine.data import Examples, OnBadRow, Problem, read_problems
 from envs.arithmetic import Difficulty
 from envs.math_problems import ArithmeticProblems, MathForm, MathGroups, Problems
 from recipes import cli, runs
-from recipes.models import TINY
 from recipes.ports import DEFAULT, Ports
-from recipes.problem_training import FOR_REAL_MODELS as SIZES_FOR_REAL_MODELS
-from recipes.problem_training import ProblemConfig, Worked, opened_model, train
+from recipes.reinforcement import FOR_REAL_MODELS as SIZES_FOR_REAL_MODELS
+from recipes.reinforcement import ProblemConfig, reinforce
 
 if TYPE_CHECKING:
     from actors import RunResult
@@ -92,18 +91,21 @@ FOR_REAL_MODELS: dict[str, Any] = SIZES_FOR_REAL_MODELS | {"form": MathForm()}
 async def run(config: Config, ports: Ports = DEFAULT) -> RunResult | None:
     """Runs the recipe. None when it was asked to stop before the reinforcement learning began."""
     from actors import StopRequest
+    from engine.runtime.seeds import derive_seed
+    from recipes.tiny_maths import worked
+    from recipes.warm_up import open_worked
 
     # What cannot be read is said before a directory or a model is made.
     problems, test = await anyio.to_thread.run_sync(_problems, config, ports)
-    stop = StopRequest()
+    pupil = partial(worked, config.difficulty, derive_seed(config.seed, 0))
+    stop, result = StopRequest(), None
     async with cli.stop_on_interrupt(stop), _grader(config) as grader:
         directory = runs.begin(config, "math_rl")
-        async with opened_model(config, directory, ports, stop, _worked(config)) as opened:
+        async with open_worked(config, directory, ports, stop, pupil) as opened:
             groups = MathGroups(opened.renderer, problems, grader, config.group_size, config.form, (config.env,))
             fixed = attrs.evolve(groups, problems=test, group_size=1)
-            result = None
             if not stop.requested:
-                result = await train(config, directory, opened, groups, {"test problems": fixed}, stop, "math_rl")
+                result = await reinforce(config, "math_rl", directory, opened, groups, {"test problems": fixed}, stop)
     runs.tell(directory, result, "recipes.math_rl")
     return result
 
@@ -148,14 +150,6 @@ def _checked(problems: Examples[Problem]) -> Examples[Problem]:
     for index in range(min(len(problems), CHECKED)):
         problems[index]  # raises BadRow, naming file, row and field
     return problems
-
-
-def _worked(config: Config) -> Worked | None:
-    """What the tiny model is warmed up on."""
-    from engine.runtime.seeds import derive_seed
-    from recipes.tiny_maths import worked
-
-    return partial(worked, config.difficulty, derive_seed(config.seed, 0)) if config.model == TINY else None
 
 
 if __name__ == "__main__":

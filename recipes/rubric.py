@@ -27,10 +27,9 @@ from envs.arithmetic import Difficulty
 from envs.grading.rubrics import Combine
 from recipes import cli, runs
 from recipes.judging import JudgeConfig, judge_of, open_judge
-from recipes.models import TINY
 from recipes.ports import DEFAULT, Ports
-from recipes.problem_training import FOR_REAL_MODELS as SIZES_FOR_REAL_MODELS
-from recipes.problem_training import ProblemConfig, opened_model, train
+from recipes.reinforcement import FOR_REAL_MODELS as SIZES_FOR_REAL_MODELS
+from recipes.reinforcement import ProblemConfig, reinforce
 
 if TYPE_CHECKING:
     from actors import RunResult
@@ -91,15 +90,16 @@ async def run(config: Config, ports: Ports = DEFAULT) -> RunResult | None:
     from engine.runtime.seeds import derive_seed
     from envs.grading.rubrics import RubricGroups
     from recipes.tiny_rubrics import worked
+    from recipes.warm_up import open_worked
 
     tasks, test = await offload(_tasks, config, ports)  # what cannot be read is said before anything is made
-    stop = StopRequest()
+    stop, result = StopRequest(), None
     directory = runs.begin(config, "rubric")
-    example = partial(worked, config.difficulty, derive_seed(config.seed, 0)) if config.model == TINY else None
+    pupil = partial(worked, config.difficulty, derive_seed(config.seed, 0))
     async with (
         cli.stop_on_interrupt(stop),
         _grader(config, directory, ports) as grader,
-        opened_model(config, directory, ports, stop, example) as opened,
+        open_worked(config, directory, ports, stop, pupil) as opened,
     ):
         groups = RubricGroups(
             renderer=opened.renderer,
@@ -110,9 +110,8 @@ async def run(config: Config, ports: Ports = DEFAULT) -> RunResult | None:
             blocking=not config.made_here,
         )
         fixed = attrs.evolve(groups, tasks=test, group_size=1)
-        result = None
         if not stop.requested:
-            result = await train(config, directory, opened, groups, {"fixed tasks": fixed}, stop, "rubric")
+            result = await reinforce(config, "rubric", directory, opened, groups, {"fixed tasks": fixed}, stop)
     runs.tell(directory, result, "recipes.rubric")
     return result
 

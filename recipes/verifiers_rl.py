@@ -26,7 +26,7 @@ from recipes import cli, runs
 from recipes.learning_rates import LearningRateConfig
 from recipes.models import TINY, MakeTiny, OpenedModel
 from recipes.ports import DEFAULT, Ports
-from recipes.reinforcement import RLConfig, reinforce
+from recipes.reinforcement import ProblemConfig, reinforce
 
 if TYPE_CHECKING:
     from actors import RunResult, StopRequest
@@ -40,7 +40,7 @@ KNOWS = 0.2
 
 
 @attrs.frozen(kw_only=True)
-class Config(RLConfig):
+class Config(ProblemConfig):
     """Tasks of the package verifiers. Without flags: sums, and a tiny model that is made, warmed up and trained."""
 
     taskset: str = INVENTED
@@ -91,7 +91,7 @@ async def run(config: Config, ports: Ports = DEFAULT) -> RunResult | None:
         if config.model == TINY and config.warm_up:
             await _warm_up(config, directory, opened, stop)
         if not stop.requested:
-            result = await reinforce(config, "verifiers_rl", directory, opened, groups=groups, fixed=fixed, stop=stop)
+            result = await reinforce(config, "verifiers_rl", directory, opened, groups, {"fixed problems": fixed}, stop)
     runs.tell(directory, result, "recipes.verifiers_rl")
     return result
 

@@ -1,12 +1,12 @@
 """The supervised phase of a tiny model before its reinforcement learning: it learns to speak, and what it says wrong is left to the reward.
 
-batches = WorkedConversations(opened.renderer, conversation, steps=200)       # conversation(number) -> messages
-await warm_up(opened, directory, batches, resume=config.resume, stop=stop)
+async with open_worked(config, directory, ports, stop, conversation) as opened: ...       # conversation(number) -> messages
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +18,15 @@ from engine.rendering import Message, Renderer, ToolSpec, get_renderer
 from engine.rendering.registry import control_tokens
 from engine.training.supervised import supervised_datum
 from recipes import tiny
-from recipes.models import MakeTiny, OpenedModel
+from recipes.models import RENDERERS, TINY, MakeTiny, OpenedModel
+from recipes.ports import Ports
+from recipes.reinforcement import RLConfig
 
 if TYPE_CHECKING:
     from actors import BatchDataset, StopRequest
 
+Worked = Callable[[int], Sequence[Message]]
+"""Conversation number `n` of an endless stream, a pure function of it: what a tiny model is warmed up on."""
 
 BATCH = 64
 """Conversations in a step."""
@@ -33,8 +37,7 @@ class WorkedConversations:
     """Batches of conversations made on the spot. The same position gives the same batch."""
 
     renderer: Renderer
-    conversation: Callable[[int], Sequence[Message]]
-    """Number `n` of an endless stream, a pure function of it."""
+    conversation: Worked
     steps: int
     batch_size: int = BATCH
     tools: Sequence[ToolSpec] = ()
@@ -50,6 +53,40 @@ class WorkedConversations:
             for example in self.renderer.supervised_examples(self.conversation(number), tools=self.tools)
             if (datum := supervised_datum(example.model_input, example.weights_T)) is not None
         ]
+
+
+@asynccontextmanager
+async def open_warmed_up(
+    config: RLConfig,
+    directory: Path,
+    ports: Ports,
+    stop: StopRequest,
+    batches: Callable[[Renderer], BatchDataset],
+    *,
+    make_tiny: MakeTiny | None = None,
+) -> AsyncIterator[OpenedModel]:
+    """The model that reinforcement learning starts from. The tiny one is made, and warmed up on the batches; any other is taken as it is."""
+    async with ports.open_model(config, directory, seed=config.seed, make_tiny=make_tiny) as opened:
+        if config.model == TINY and config.warm_up:
+            await warm_up(opened, directory, batches(opened.renderer), resume=config.resume, stop=stop)
+        yield opened
+
+
+@asynccontextmanager
+async def open_worked(
+    config: RLConfig, directory: Path, ports: Ports, stop: StopRequest, worked: Worked, **sizes: Any
+) -> AsyncIterator[OpenedModel]:
+    """As `open_warmed_up`, on conversations for which the tiny model's tokenizer is made, too. `sizes`: as `recipes.tiny.make_model` takes them."""
+    make_tiny = None
+    if config.model == TINY:
+        shown = [worked(-1 - number) for number in range(200)]
+        make_tiny = tiny_model_for(config.renderer or RENDERERS[TINY], shown, **sizes)
+
+    def batches(renderer: Renderer) -> WorkedConversations:
+        return WorkedConversations(renderer, worked, config.warm_up, batch_size=128)
+
+    async with open_warmed_up(config, directory, ports, stop, batches, make_tiny=make_tiny) as opened:
+        yield opened
 
 
 async def warm_up(

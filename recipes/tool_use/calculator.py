@@ -11,8 +11,8 @@ guesses. That looking is better than guessing is for the reward to teach. What t
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +24,11 @@ from recipes import cli, runs
 from recipes.learning_rates import LearningRateConfig
 from recipes.models import TINY, MakeTiny, OpenedModel
 from recipes.ports import DEFAULT, Ports
-from recipes.reinforcement import RLConfig, reinforce
+from recipes.reinforcement import ProblemConfig, reinforce
 
 if TYPE_CHECKING:
     from actors import RunResult, StopRequest
-    from engine.rendering import Message
+    from engine.rendering import Message, Renderer
     from envs.arithmetic import Problem
     from envs.tools.calculator import CalculatorGroups
 
@@ -39,7 +39,7 @@ CONTEXT = 192
 
 
 @attrs.frozen(kw_only=True)
-class Config(RLConfig):
+class Config(ProblemConfig):
     """Arithmetic with a calculator. Without flags: a tiny model is made, warmed up and trained in two minutes on two CPU cores."""
 
     renderer: str | None = RENDERER
@@ -48,6 +48,10 @@ class Config(RLConfig):
     """Which problems are drawn."""
     steps: int = attrs.field(default=30, validator=attrs.validators.ge(1))
     """Optimizer steps."""
+    schedule: Schedule = attrs.field(factory=lambda: Schedule(groups_per_step=16))
+    """Pace: synchronous by default."""
+    max_tokens: int = attrs.field(default=24, validator=attrs.validators.ge(1))
+    """Longest answer."""
     evaluate_every: int = attrs.field(default=10, validator=attrs.validators.ge(1))
     """Steps between evaluations on fixed problems."""
     max_turns: int = attrs.field(default=3, validator=attrs.validators.ge(1))
@@ -90,15 +94,12 @@ async def run(config: Config, ports: Ports = DEFAULT) -> RunResult | None:
     from recipes.summary import tools_learnt
 
     directory = runs.begin(config, "tool_use")
-    stop = StopRequest()
-    result = None
+    stop, result = StopRequest(), None
     async with cli.stop_on_interrupt(stop), _open(config, directory, ports, stop) as opened:
+        groups = _groups(config, opened)
+        fixed = attrs.evolve(groups, group_size=1, count=config.evaluation_problems, seed=derive_seed(config.seed, 2))
         if not stop.requested:
-            groups = _groups(config, opened)
-            fixed = attrs.evolve(
-                groups, group_size=1, count=config.evaluation_problems, seed=derive_seed(config.seed, 2)
-            )
-            result = await reinforce(config, "tool_use", directory, opened, groups=groups, fixed=fixed, stop=stop)
+            result = await reinforce(config, "tool_use", directory, opened, groups, {"fixed problems": fixed}, stop)
     runs.tell(directory, result, "recipes.tool_use", learnt=tools_learnt)
     return result
 
@@ -122,20 +123,18 @@ def _groups(config: Config, opened: OpenedModel) -> CalculatorGroups:
 # ---- the tiny model
 
 
-@asynccontextmanager
-async def _open(config: Config, directory: Path, ports: Ports, stop: StopRequest) -> AsyncIterator[OpenedModel]:
+def _open(config: Config, directory: Path, ports: Ports, stop: StopRequest) -> AbstractAsyncContextManager[OpenedModel]:
     """The model that RL starts from."""
     from envs.tools.calculator import TOOLBOX
-    from recipes.warm_up import BATCH, WorkedConversations, warm_up
+    from recipes.warm_up import BATCH, WorkedConversations, open_warmed_up
+
+    def lazy_pupil(renderer: Renderer) -> WorkedConversations:
+        diligent = config.warm_up * BATCH * 2 // 3
+        pupil = Pupil(config.difficulty, config.reaches, diligent, config.instruction, config.seed)
+        return WorkedConversations(renderer, pupil, config.warm_up, tools=TOOLBOX.specs)
 
     make_tiny = _tiny_model(config) if config.model == TINY else None
-    async with ports.open_model(config, directory, seed=config.seed, make_tiny=make_tiny) as opened:
-        if config.model == TINY and config.warm_up:
-            diligent = config.warm_up * BATCH * 2 // 3
-            pupil = Pupil(config.difficulty, config.reaches, diligent, config.instruction, config.seed)
-            batches = WorkedConversations(opened.renderer, pupil, config.warm_up, tools=TOOLBOX.specs)
-            await warm_up(opened, directory, batches, resume=config.resume, stop=stop)
-        yield opened
+    return open_warmed_up(config, directory, ports, stop, lazy_pupil, make_tiny=make_tiny)
 
 
 def _tiny_model(config: Config) -> MakeTiny:

@@ -26,13 +26,14 @@ from recipes import cli, runs
 from recipes.learning_rates import LearningRateConfig
 from recipes.models import TINY, OpenedModel
 from recipes.ports import DEFAULT, Ports
-from recipes.reinforcement import RLConfig, reinforce
+from recipes.reinforcement import ProblemConfig, reinforce
 from recipes.retrieval import RetrievalConfig, fill
 from recipes.row_data import RowsConfig, load_split
 
 if TYPE_CHECKING:
     from actors import RunResult, StopRequest
     from engine.data import Examples, LoadRows, Passage, Question
+    from engine.rendering import Renderer
     from engine.retrieval import SearchIndex
     from envs.tools import Toolbox
     from envs.tools.search import SearchGroups
@@ -44,7 +45,7 @@ CONTEXT = 256
 
 
 @attrs.frozen(kw_only=True)
-class Config(RLConfig, RowsConfig):
+class Config(ProblemConfig, RowsConfig):
     """Questions that take several searches. Without flags: a tiny model in an invented world, in two minutes on two CPU cores."""
 
     renderer: str | None = RENDERER
@@ -67,6 +68,10 @@ class Config(RLConfig, RowsConfig):
     """Say in a system message how to search and how to answer."""
     steps: int = attrs.field(default=30, validator=attrs.validators.ge(1))
     """Optimizer steps."""
+    schedule: Schedule = attrs.field(factory=lambda: Schedule(groups_per_step=16))
+    """Pace: synchronous by default."""
+    max_tokens: int = attrs.field(default=24, validator=attrs.validators.ge(1))
+    """Longest answer."""
     evaluate_every: int = attrs.field(default=10, validator=attrs.validators.ge(1))
     """Steps between evaluations on fixed problems."""
     warm_up: int = attrs.field(default=300, validator=attrs.validators.ge(0))
@@ -112,10 +117,10 @@ async def run(config: Config, ports: Ports = DEFAULT) -> RunResult | None:
             cli.stop_on_interrupt(stop),
             _open(config, directory, ports, stop, index, toolbox, task.questions) as opened,
         ):
+            groups = _groups(config, opened, task.questions, toolbox)
+            fixed = attrs.evolve(groups, questions=task.fixed, group_size=1)
             if not stop.requested:
-                groups = _groups(config, opened, task.questions, toolbox)
-                fixed = attrs.evolve(groups, questions=task.fixed, group_size=1)
-                result = await reinforce(config, "search", directory, opened, groups=groups, fixed=fixed, stop=stop)
+                result = await reinforce(config, "search", directory, opened, groups, {"fixed problems": fixed}, stop)
     runs.tell(directory, result, "recipes.tool_use.search", learnt=tools_learnt)
     return result
 
@@ -191,7 +196,7 @@ async def _open(
         return
     from envs.tools.invented_facts import World
     from recipes.tool_use.lazy_searcher import LazySearcher
-    from recipes.warm_up import BATCH, WorkedConversations, tiny_model_for, warm_up
+    from recipes.warm_up import BATCH, WorkedConversations, open_warmed_up, tiny_model_for
 
     everybody = await LazySearcher.with_results(World.invented(config.seed).people, index, config.top_k)
     make_tiny = tiny_model_for(
@@ -200,10 +205,11 @@ async def _open(
     known = {question.text for question in questions}
     people = [person for person in everybody.people if person.question.text in known] or everybody.people
     pupil = attrs.evolve(everybody, people=people, diligent=config.warm_up * BATCH * 2 // 3, seed=config.seed)
-    async with ports.open_model(config, directory, seed=config.seed, make_tiny=make_tiny) as opened:
-        if config.warm_up:
-            batches = WorkedConversations(opened.renderer, pupil, config.warm_up, tools=toolbox.specs)
-            await warm_up(opened, directory, batches, resume=config.resume, stop=stop)
+
+    def lazy_pupil(renderer: Renderer) -> WorkedConversations:
+        return WorkedConversations(renderer, pupil, config.warm_up, tools=toolbox.specs)
+
+    async with open_warmed_up(config, directory, ports, stop, lazy_pupil, make_tiny=make_tiny) as opened:
         yield opened
 
 
