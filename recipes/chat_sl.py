@@ -111,9 +111,7 @@ def _batches(config: Config, train: Examples[Conversation], opened: OpenedModel)
         seed=config.seed,
         on_bad_row=config.on_bad_row,
     )
-    if config.steps is None:
-        return batches
-    return attrs.evolve(batches, epochs=-(-config.steps // batches.batches_per_epoch))
+    return batches if config.steps is None else batches.for_steps(config.steps)
 
 
 async def _held_out(config: Config, test: Examples[Conversation] | None, opened: OpenedModel) -> HeldOut | None:

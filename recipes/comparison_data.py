@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from engine.data import LoadRows, Rows, read_comparisons
+from engine.data import LoadRows, read_comparisons
 from engine.data.pairs import PairTooLongPolicy
 from recipes.row_data import RowsConfig, load_split
 
 if TYPE_CHECKING:
     from engine.data import Comparison, Conversation, Examples, Row, ToPairs
     from engine.rendering import Message, Renderer
+
+
+MADE = 16384
+"""Comparisons that are made here."""
 
 
 @attrs.frozen(kw_only=True)
@@ -41,9 +45,13 @@ class ComparisonConfig(RowsConfig):
 
 
 def load_comparisons(
-    config: ComparisonConfig, load: LoadRows, made: Rows
+    config: ComparisonConfig, load: LoadRows
 ) -> tuple[Examples[Comparison], Examples[Comparison] | None]:
-    """What to train on, and what is held out. Blocks: it may download, and indexes files. `made`: the rows where no data is named."""
+    """What to train on, and what is held out; lists of words, made here, where no data is named. Blocks: it may download, and indexes files."""
+    from engine.runtime.seeds import derive_seed
+    from recipes.tiny_lists import made_comparisons
+
+    made = made_comparisons(MADE, derive_seed(config.seed, 1)) if config.made_here else None
     return load_split(config, load, made, read_comparisons)
 
 

@@ -214,17 +214,26 @@ async def open_completer(
 
     On `openai_compatible` it is the server's chat API that is asked: the server renders, and no tokenizer is needed here.
     """
-    from engine.completion import PolicyCompleter, SnapshotPolicy
-
     if config.backend == "openai_compatible":
         from engine.completion import chat_api
 
         async with chat_api.open(config.model, base_url=config.base_url) as completer:
             yield completer
         return
-    async with open_model(config, directory, seed=seed, make_tiny=make_tiny) as opened:
-        snapshot = await opened.backend.snapshot().result()
-        try:
-            yield PolicyCompleter(SnapshotPolicy(opened.backend, snapshot), opened.renderer)
-        finally:
-            opened.backend.release(snapshot)
+    async with (
+        open_model(config, directory, seed=seed, make_tiny=make_tiny) as opened,
+        frozen_completer(opened) as completer,
+    ):
+        yield completer
+
+
+@asynccontextmanager
+async def frozen_completer(opened: OpenedModel) -> AsyncIterator[Completer]:
+    """A model with the weights that it has now, as one that answers messages. It stays so while training goes on."""
+    from engine.completion import PolicyCompleter, SnapshotPolicy
+
+    snapshot = await opened.backend.snapshot().result()
+    try:
+        yield PolicyCompleter(SnapshotPolicy(opened.backend, snapshot), opened.renderer)
+    finally:
+        opened.backend.release(snapshot)

@@ -34,7 +34,7 @@ from recipes.distillation.answers import (
     written,
 )
 from recipes.distillation.teachers import TeacherConfig
-from recipes.models import TINY, OpenedModel
+from recipes.models import TINY, OpenedModel, frozen_completer
 from recipes.ports import DEFAULT, Ports
 
 if TYPE_CHECKING:
@@ -102,7 +102,6 @@ async def _open(
     config: Config, directory: Path, ports: Ports, stop: StopRequest
 ) -> AsyncIterator[tuple[OpenedModel, Completer]]:
     """The student before its training, and who writes the answers."""
-    from engine.completion import PolicyCompleter, SnapshotPolicy
     from recipes.distillation import pupils
     from recipes.warm_up import tiny_model_for, warm_up
 
@@ -116,11 +115,8 @@ async def _open(
             async with ports.open_completer(config.teacher, directory / "teacher", seed=config.seed + 1) as teacher:
                 yield student, teacher
             return
-        snapshot = await student.backend.snapshot().result()
-        try:
-            yield student, PolicyCompleter(SnapshotPolicy(student.backend, snapshot), student.renderer)
-        finally:
-            student.backend.release(snapshot)
+        async with frozen_completer(student) as teacher:
+            yield student, teacher
 
 
 def _prompt(config: Config) -> str:

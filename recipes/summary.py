@@ -191,14 +191,13 @@ _COUNTED = {
 async def sampled_answers(opened: OpenedModel, examples: Examples[Conversation], count: int) -> list[str]:
     """`question   answer   (what stands there)` for the last answer of a few conversations, sampled greedily."""
     from engine.backends.values import SamplingParams
-    from engine.completion import PolicyCompleter, SnapshotPolicy
     from engine.data import BadRow
     from engine.runtime.offload import offload
+    from recipes.models import frozen_completer
 
     lines: list[str] = []
-    snapshot = await opened.backend.snapshot().result()
-    completer = PolicyCompleter(SnapshotPolicy(opened.backend, snapshot), opened.renderer)
-    try:
+    greedy = SamplingParams(64, temperature=0.0)
+    async with frozen_completer(opened) as completer:
         for index in range(min(count, len(examples))):
             try:
                 conversation = await offload(examples.__getitem__, index)
@@ -207,10 +206,6 @@ async def sampled_answers(opened: OpenedModel, examples: Examples[Conversation],
             *asked, last = conversation.messages
             if not asked or last.role != "assistant":
                 continue
-            reply = await completer.complete(
-                asked, params=SamplingParams(64, temperature=0.0), seed=0, tools=conversation.tools
-            )
+            reply = await completer.complete(asked, params=greedy, seed=0, tools=conversation.tools)
             lines.append(f"  {_short(asked[-1].text, 40)}   {_short(reply.text, 48)}   ({_short(last.text, 48)})")
-    finally:
-        opened.backend.release(snapshot)
     return ["", "held-out questions, answers, and in brackets what stands there", *lines] if lines else []

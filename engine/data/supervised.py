@@ -90,6 +90,10 @@ class SupervisedBatches(Generic[T]):
         """Steps in one walk over the examples."""
         return math.ceil(len(self.examples) / self.batch_size)
 
+    def for_steps(self, steps: int) -> SupervisedBatches[T]:
+        """The same with at least so many batches: as many epochs as that takes."""
+        return attrs.evolve(self, epochs=math.ceil(steps / self.batches_per_epoch))
+
     def __len__(self) -> int:
         return self.epochs * self.batches_per_epoch
 

@@ -31,7 +31,7 @@ from recipes.distillation.answers import (
     read_answers,
     written,
 )
-from recipes.models import TINY, MakeTiny, OpenedModel
+from recipes.models import TINY, MakeTiny, OpenedModel, frozen_completer
 from recipes.ports import DEFAULT, Ports
 
 if TYPE_CHECKING:
@@ -144,7 +144,6 @@ async def _asked(config: Config, directory: Path, ports: Ports, stop: StopReques
 @asynccontextmanager
 async def _open_teacher(config: Config, directory: Path, ports: Ports, stop: StopRequest) -> AsyncIterator[Completer]:
     """Who writes the traces."""
-    from engine.completion import PolicyCompleter, SnapshotPolicy
     from recipes.distillation import pupils
     from recipes.warm_up import warm_up
 
@@ -157,11 +156,8 @@ async def _open_teacher(config: Config, directory: Path, ports: Ports, stop: Sto
     async with ports.open_model(tiny, path, seed=seed, make_tiny=_make_tiny(config)) as opened:
         batches = pupils.conversations(opened, config.warm_up, partial(pupils.reasons, DIFFICULTY, SLIPS, seed))
         await warm_up(opened, path, batches, resume=config.resume, stop=stop)
-        snapshot = await opened.backend.snapshot().result()
-        try:
-            yield PolicyCompleter(SnapshotPolicy(opened.backend, snapshot), opened.renderer)
-        finally:
-            opened.backend.release(snapshot)
+        async with frozen_completer(opened) as completer:
+            yield completer
 
 
 def _make_tiny(config: Config) -> MakeTiny:

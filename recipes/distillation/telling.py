@@ -58,18 +58,14 @@ def answers_learnt(directory: Path) -> list[str]:
 async def reasoned(student: OpenedModel, problems: Sequence[Problem], max_tokens: int) -> list[str]:
     """`question   [reasoning]   answer   (the right one)` for a few problems, sampled greedily."""
     from engine.backends.values import SamplingParams
-    from engine.completion import PolicyCompleter, SnapshotPolicy
     from engine.rendering import user
+    from recipes.models import frozen_completer
 
-    snapshot = await student.backend.snapshot().result()
-    completer = PolicyCompleter(SnapshotPolicy(student.backend, snapshot), student.renderer)
     params = SamplingParams(max_tokens, temperature=0.0)
     lines = []
-    try:
+    async with frozen_completer(student) as completer:
         for problem in problems:
             reply = await completer.complete([user(problem.question)], params=params, seed=0)
             thought = " ".join((reply.message.thinking or "").split())
             lines.append(f"  {problem.question}   [{thought}]   {' '.join(reply.text.split())}   ({problem.answer})")
-    finally:
-        student.backend.release(snapshot)
     return ["", "held-out problems, reasoning, answers, and in brackets the right ones", *lines] if lines else []

@@ -24,7 +24,7 @@ import attrs
 from actors.schedule import Schedule
 from envs.games.match import MatchRules
 from recipes import cli, runs
-from recipes.models import TINY, OpenedModel
+from recipes.models import TINY, OpenedModel, frozen_completer
 from recipes.multiplayer_rl.learning import FOR_REAL_MODELS, GameConfig, Games, Lesson, learn
 from recipes.ports import DEFAULT, Ports
 
@@ -71,14 +71,11 @@ def _example(config: Config, number: int) -> Sequence[Message]:
 @asynccontextmanager
 async def _games(config: Config, opened: OpenedModel, _: Path) -> AsyncIterator[Games]:
     from engine.backends.values import SamplingParams
-    from engine.completion import PolicyCompleter, SnapshotPolicy
     from engine.runtime.seeds import derive_seed
     from engine.training.advantages import by_seat
     from envs.games.tic_tac_toe import groups
 
-    snapshot = await opened.backend.snapshot().result()
-    try:
-        start = PolicyCompleter(SnapshotPolicy(opened.backend, snapshot), opened.renderer)
+    async with frozen_completer(opened) as start:
         make = partial(
             groups,
             opened.renderer,
@@ -89,18 +86,14 @@ async def _games(config: Config, opened: OpenedModel, _: Path) -> AsyncIterator[
             params=SamplingParams(max_tokens=config.max_tokens),
         )
         named = "model" if config.opponent == "start" else config.opponent
+        train = make(opponent=named, group_size=config.group_size, seed=derive_seed(config.seed, 1))
+        fixed = partial(make, group_size=1, count=config.evaluation_games, seed=derive_seed(config.seed, 2))
+        opponents = {"random": "random", "minimax": "minimax", "the start": "model"}
         yield Games(
-            make(opponent=named, group_size=config.group_size, seed=derive_seed(config.seed, 1)),
-            {
-                f"against {name}": make(
-                    opponent=opponent, group_size=1, count=config.evaluation_games, seed=derive_seed(config.seed, 2)
-                )
-                for name, opponent in (("random", "random"), ("minimax", "minimax"), ("the start", "model"))
-            },
+            train,
+            {f"against {name}": fixed(opponent=opponent) for name, opponent in opponents.items()},
             advantages=by_seat(2) if config.opponent == "self" else "centred",
         )
-    finally:
-        opened.backend.release(snapshot)
 
 
 if __name__ == "__main__":

@@ -89,14 +89,13 @@ async def run(config: Config, ports: Ports = DEFAULT) -> RunResult | None:
     from engine.runtime.seeds import derive_seed
     from recipes.preference.lists import careless_answers
     from recipes.summary import evaluations_learnt, sampled_answers
-    from recipes.tiny_lists import made_comparisons, make_list_model
+    from recipes.tiny_lists import make_list_model
     from recipes.warm_up import warm_up
 
     peak = config.learning_rate.peak_for(config)  # first: loading a model takes longer than saying that there is none
     directory = runs.begin(config, "dpo")
     stop = StopRequest()
-    made = made_comparisons(16384, derive_seed(config.seed, 1))
-    train, test = await offload(load_comparisons, config, ports.load_rows, made)
+    train, test = await offload(load_comparisons, config, ports.load_rows)
     result, answers = None, []
     async with (
         cli.stop_on_interrupt(stop),
@@ -166,9 +165,7 @@ def _batches(config: Config, opened: OpenedModel, train: Examples[Comparison]) -
         seed=config.seed,
         on_bad_row=config.on_bad_row,
     )
-    if config.steps is None:
-        return batches
-    return attrs.evolve(batches, epochs=-(-config.steps // batches.batches_per_epoch))
+    return batches if config.steps is None else batches.for_steps(config.steps)
 
 
 def _evaluations(

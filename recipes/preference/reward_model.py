@@ -52,27 +52,14 @@ async def run(config: Config, ports: Ports = DEFAULT) -> RunResult | None:
     """Runs the recipe. None when it was asked to stop before the preference model's training began."""
     from actors import StopRequest
     from engine.runtime.offload import offload
-    from engine.runtime.seeds import derive_seed
     from recipes.summary import evaluations_learnt
-    from recipes.tiny_lists import made_comparisons, make_list_model
+    from recipes.tiny_lists import make_list_model
 
     config.training.learning_rate.peak_for(config)  # first: loading a model takes longer than saying that there is none
     directory = runs.begin(config, "reward_model")
     stop = StopRequest()
-    made = made_comparisons(16384, derive_seed(config.seed, 1))
-    train, test = await offload(load_comparisons, config, ports.load_rows, made)
-    stages = Stages(
-        model=config,
-        train=train,
-        test=test,
-        made_here=config.made_here,
-        max_tokens=config.max_tokens,
-        too_long=config.too_long,
-        on_bad_row=config.on_bad_row,
-        seed=config.seed,
-        resume=config.resume,
-        stop=stop,
-    )
+    train, test = await offload(load_comparisons, config, ports.load_rows)
+    stages = Stages(config=config, train=train, test=test, stop=stop)
     async with (
         cli.stop_on_interrupt(stop),
         ports.open_model(config, directory, seed=config.seed, make_tiny=make_list_model) as opened,

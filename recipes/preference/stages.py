@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
+from recipes.comparison_data import ComparisonConfig, as_conversations
 from recipes.learning_rates import LearningRateConfig
-from recipes.models import ModelConfig
 
 if TYPE_CHECKING:
     from actors import BatchDataset, Evaluation, RunResult, RunSettings, StopRequest
-    from engine.data import Comparison, Examples, OnBadRow
+    from engine.data import Comparison, Examples
     from envs.preference import ComparisonFormat, LabelPreferenceModel
     from recipes.models import OpenedModel
 
@@ -61,16 +61,10 @@ class PreferenceStage:
 class Stages:
     """What the stages of one recipe share."""
 
-    model: ModelConfig
+    config: ComparisonConfig
+    """The recipe's."""
     train: Examples[Comparison]
     test: Examples[Comparison] | None
-    made_here: bool
-    """The data are lists made here."""
-    max_tokens: int | None
-    too_long: Literal["error", "skip"]
-    on_bad_row: OnBadRow
-    seed: int
-    resume: bool
     stop: StopRequest
 
     async def sft(self, stage: SftStage, opened: OpenedModel, directory: Path) -> None:
@@ -79,35 +73,34 @@ class Stages:
 
         if not stage.steps or self.stop.requested:
             return
-        run = RunSettings(directory, resume=self.resume, checkpoint_every=None)
+        run = RunSettings(directory, resume=self.config.resume, checkpoint_every=None)
         await self._supervise("sft", stage.steps, stage.learning_rate, opened, self._answers(stage, opened), run)
 
     def _answers(self, stage: SftStage, opened: OpenedModel) -> BatchDataset:
         from engine.data import SupervisedBatches, ToDatums, read_conversations
         from engine.rendering import TrainOnWhat
         from engine.runtime.seeds import derive_seed
-        from recipes.comparison_data import as_conversations
         from recipes.tiny_lists import made_answers
 
-        if self.made_here:
-            made = made_answers(stage.steps * stage.batch_size, derive_seed(self.seed, 0))
+        if self.config.made_here:
+            made = made_answers(stage.steps * stage.batch_size, derive_seed(self.config.seed, 0))
             answers = read_conversations(made)
         else:
             answers = as_conversations(self.train)
         to_datums = ToDatums(
             renderer=opened.renderer,
             train_on=TrainOnWhat.LAST_ASSISTANT_MESSAGE,
-            max_tokens=self.max_tokens,
-            too_long=self.too_long,
+            max_tokens=self.config.max_tokens,
+            too_long=self.config.too_long,
         )
         batches = SupervisedBatches(
             examples=answers,
             to_datums=to_datums,
             batch_size=stage.batch_size,
-            seed=self.seed,
-            on_bad_row=self.on_bad_row,
+            seed=self.config.seed,
+            on_bad_row=self.config.on_bad_row,
         )
-        return attrs.evolve(batches, epochs=-(-stage.steps // batches.batches_per_epoch))
+        return batches.for_steps(stage.steps)
 
     async def preference_model(self, stage: PreferenceStage, opened: OpenedModel, run: RunSettings) -> RunResult | None:
         """Learns which of two answers is better, and how often it agrees with the held-out comparisons. None: it was asked to stop before."""
@@ -118,19 +111,24 @@ class Stages:
         if self.stop.requested:
             return None
         to_labels = ToLabels(
-            renderer=opened.renderer, form=stage.form, max_tokens=self.max_tokens, too_long=self.too_long
+            renderer=opened.renderer, form=stage.form, max_tokens=self.config.max_tokens, too_long=self.config.too_long
         )
         batches = SupervisedBatches(
             examples=self.train,
             to_datums=to_labels,
             batch_size=stage.batch_size,
-            seed=self.seed,
-            on_bad_row=self.on_bad_row,
+            seed=self.config.seed,
+            on_bad_row=self.config.on_bad_row,
         )
-        batches = attrs.evolve(batches, epochs=-(-stage.steps // batches.batches_per_epoch))
         evaluations = await offload(self._agreement, stage, opened)
         return await self._supervise(
-            "preference model", stage.steps, stage.learning_rate, opened, batches, run, evaluations
+            "preference model",
+            stage.steps,
+            stage.learning_rate,
+            opened,
+            batches.for_steps(stage.steps),
+            run,
+            evaluations,
         )
 
     def _agreement(self, stage: PreferenceStage, opened: OpenedModel) -> list[Evaluation]:
@@ -143,7 +141,7 @@ class Stages:
             try:
                 held_out.append(self.test[index])  # type: ignore[index]
             except BadRow:
-                if self.on_bad_row == "error":
+                if self.config.on_bad_row == "error":
                     raise
         if not held_out:
             return []
@@ -169,7 +167,7 @@ class Stages:
                 opened.backend,
                 batches=batches,
                 steps=steps,
-                optimizer=AdamParams(rate.peak_for(self.model), beta2=0.98, grad_clip_norm=1.0),
+                optimizer=AdamParams(rate.peak_for(self.config), beta2=0.98, grad_clip_norm=1.0),
                 learning_rate=rate.over(steps),
                 evaluations=evaluations or [],
                 run=run,

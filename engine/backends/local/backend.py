@@ -21,9 +21,9 @@ from engine.backends.checks import check_input, check_sampling
 from engine.backends.errors import BackendError, RequestRejected, UnusableState
 from engine.backends.futures import thread_safe_call, wait_for
 from engine.backends.local.assembly import Assembly
+from engine.backends.local.decoding import Ticket
 from engine.backends.local.losses import LOSSES, check_data, check_loss
 from engine.backends.local.network import Weights
-from engine.backends.local.decoding import Ticket
 from engine.backends.local.sampler import SamplerThread
 from engine.backends.local.scoring import ScoreTicket, Scoring
 from engine.backends.local.states import read, write

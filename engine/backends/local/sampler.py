@@ -18,9 +18,9 @@ from collections.abc import Callable, Sequence
 import torch
 
 from engine.backends.errors import BackendError
+from engine.backends.local.decoding import Batch, Ticket
 from engine.backends.local.network import Weights
 from engine.backends.local.packing import plan
-from engine.backends.local.decoding import Batch, Ticket
 from engine.backends.local.scoring import ScoreTicket, Scoring
 from engine.backends.local.threads import CLOSED
 
