@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ import attrs
 from recipes import cli, models
 from recipes.models import ModelConfig
 from recipes.ports import DEFAULT, Ports
+from recipes.terminal import grey, say
 
 if TYPE_CHECKING:
     from engine.completion import Completer, Reply
@@ -124,41 +126,32 @@ class Talk:
         if delta.kind == "text":
             self.say(delta.text)
         elif self.config.thinking:
-            self.say(_grey(delta.text))
-
-
-def _grey(text: str) -> str:
-    return f"\x1b[90m{text}\x1b[0m" if sys.stdout.isatty() else text
+            self.say(grey(delta.text))
 
 
 async def run(config: Config, ports: Ports = DEFAULT) -> None:
     """Talks until the input ends."""
     with tempfile.TemporaryDirectory(prefix="callsheet-chat-") as directory:
         async with ports.open_completer(config, Path(directory), seed=config.seed) as completer:
-            talk = Talk(completer, config, _write, seed=config.seed)
+            talk = Talk(completer, config, partial(say, end=""), seed=config.seed)
             talk.begin(config.system)
             async for line in _lines():
                 if not await talk.take(line):
                     break
 
 
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
 async def _lines() -> AsyncIterator[str]:
     """Lines of standard input, read in a thread that is given up when the program ends."""
     prompting = sys.stdin.isatty()
     if prompting:
-        _write(f"{HELP}\n")
+        say(HELP)
     while True:
         if prompting:
-            _write("> ")
+            say("> ", end="")
         line = await anyio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True)
         if not line:
             if prompting:
-                _write("\n")
+                say("")
             return
         yield line
 

@@ -27,6 +27,7 @@ from typing import Any, NoReturn, TypeVar
 
 from recipes.flags import WrongFlags, parse
 from recipes.interrupts import Interrupted, Interrupts, received, stop_on_interrupt
+from recipes.terminal import warn
 
 C = TypeVar("C")
 
@@ -58,7 +59,7 @@ def main(
     try:
         parsed = parse(config, given, name)
     except WrongFlags as wrong:
-        print(f"{name}: {wrong}", file=sys.stderr)
+        warn(f"{name}: {wrong}")
         sys.exit(2)
     except BrokenPipeError:  # `--help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more as it exits
@@ -85,7 +86,7 @@ def _run(
         if _only(error, Interrupted):
             return interrupts.exit_code
         if _only(error, KeyboardInterrupt):
-            print(f"{name}: interrupted", file=sys.stderr)
+            warn(f"{name}: interrupted")
             return Interrupts().exit_code
         if not isinstance(error, Exception):
             raise
@@ -127,12 +128,12 @@ def _tell(error: Exception, name: str, directories: Sequence[Path], *, with_trac
     if with_traceback or not expected:
         traceback.print_exception(error)
     for leaf in leaves:
-        print(f"{name}: {_message(leaf)}", file=sys.stderr)
+        warn(f"{name}: {_message(leaf)}")
     log = _write_log(error, directories)
     if log is not None:
-        print(f"{name}: the traceback is in {log}", file=sys.stderr)
+        warn(f"{name}: the traceback is in {log}")
     elif not with_traceback and expected:
-        print(f"{name}: --traceback shows where this came from", file=sys.stderr)
+        warn(f"{name}: --traceback shows where this came from")
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

@@ -17,6 +17,7 @@ import attrs
 from recipes import cli
 from recipes.models import RENDERERS, TINY
 from recipes.run_models import find_run_model
+from recipes.terminal import say
 
 
 @attrs.frozen(kw_only=True)
@@ -53,10 +54,10 @@ def main(config: Config) -> None:
     model: Any = made_by / "model" if base == TINY else base
     written = local.export(checkpoint.path / "trainer", model, config.out, form=config.format, dtype=config.dtype)
     what = f"LoRA adapters of {model}" if written.form == "peft" else "a whole model"
-    print(f"{written.directory}: {what}, {written.parameters:,} numbers, from step {checkpoint.step}")
+    say(f"{written.directory}: {what}, {written.parameters:,} numbers, from step {checkpoint.step}")
     if not written.chat_template:
         said = trained.settings.get("renderer") or RENDERERS.get(base, "the chat format of its family")
-        print(
+        say(
             f"the base model has no chat template, so none is there: prompts have to be written as the run wrote them ({said})"
         )
 

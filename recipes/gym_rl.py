@@ -31,6 +31,7 @@ from recipes import cli, runs
 from recipes.ports import DEFAULT, Ports
 from recipes.reinforcement import FOR_REAL_MODELS as SIZES_FOR_REAL_MODELS
 from recipes.reinforcement import ProblemConfig, reinforce
+from recipes.terminal import say
 
 if TYPE_CHECKING:
     from actors import RunResult
@@ -125,7 +126,7 @@ async def run(config: Config, ports: Ports = DEFAULT) -> RunResult | None:
                 result = await reinforce(config, "gym_rl", directory, opened, groups, fixed, stop, shuffle=False)
             levels = ", ".join(f"{task} {level}" for task, level in groups.curriculum.levels.items())
     runs.tell(directory, result, "recipes.gym_rl")
-    runs.say(f"levels    {levels}")
+    say(f"levels    {levels}")
     return result
 
 
@@ -135,7 +136,7 @@ async def _list(pool: WorkerPool) -> None:
     for name in await pool.run(names):
         found = await pool.run(describe, name)
         told = found if isinstance(found, str) else f"{found.levels:3} levels   {', '.join(found.attributes)}"
-        runs.say(f"{name:28} {told}")
+        say(f"{name:28} {told}")
 
 
 async def _check(config: Config, pool: WorkerPool) -> None:

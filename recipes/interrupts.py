@@ -14,6 +14,8 @@ import anyio
 import attrs
 from anyio.abc import TaskStatus
 
+from recipes.terminal import warn
+
 AFTER_THIS_STEP = "stopping after this step; press Ctrl-C again to stop now"
 NOW = "stopping now"
 
@@ -88,7 +90,7 @@ async def stop_on_interrupt(
     async with anyio.create_task_group() as group:
         try:
             with anyio.CancelScope() as block:
-                await group.start(_listen, stop, say or _to_stderr, interrupts, block)
+                await group.start(_listen, stop, say or warn, interrupts, block)
                 yield interrupts
         except Exception as error:  # noqa: BLE001  (raised again below: what the block raises is not wrapped in a group)
             failure = error
@@ -123,7 +125,3 @@ async def _listen(
                     sys.stderr.write("\x1b[?25h")  # a live display has hidden the cursor
                     sys.stderr.flush()
                 os._exit(interrupts.exit_code)
-
-
-def _to_stderr(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

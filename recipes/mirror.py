@@ -13,6 +13,7 @@ from pathlib import Path
 import attrs
 
 from recipes import cli
+from recipes.terminal import say
 
 
 @attrs.frozen(kw_only=True)
@@ -39,11 +40,11 @@ def run(config: Config) -> None:
     blobs = open_blobs(config.at)
     if config.push is not None:
         pushed = push_run(config.push, blobs)
-        print(
+        say(
             f"{config.push} is at {config.at}: {pushed.files} files, {pushed.sent} of them sent ({pushed.bytes / 1e6:.1f} MB)"
         )
     elif config.pull is not None:
-        print(f"{pull_run(blobs, config.pull)} files written; go on with: --resume --run-dir {config.pull}")
+        say(f"{pull_run(blobs, config.pull)} files written; go on with: --resume --run-dir {config.pull}")
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ from __future__ import annotations
 import json
 import os
 import stat
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ import attrs
 from recipes import cli
 from recipes.models import ModelConfig
 from recipes.ports import DEFAULT, Ports
+from recipes.terminal import grey, say
 
 TO_PLAY_AGAINST: Mapping[str, Mapping[str, Any]] = {"tic_tac_toe": {"opponent": "minimax"}}
 """Options of environments that are more fun with them than without, unless one says otherwise."""
@@ -67,14 +68,14 @@ class Config(ModelConfig):
 async def run(config: Config, ports: Ports = DEFAULT) -> None:
     """Plays."""
     if config.list or config.env is None:
-        print("\n".join(listed()))
+        say("\n".join(listed()))
         return
     left = False
     with anyio.CancelScope() as scope:
         async with cli.stop_on_interrupt(scope.cancel, lambda _: None):
             left = await _play(config, config.env, ports)
     if left or scope.cancelled_caught:
-        print("\nleft the game")
+        say("\nleft the game")
 
 
 async def _play(config: Config, env: str, ports: Ports) -> bool:
@@ -83,7 +84,7 @@ async def _play(config: Config, env: str, ports: Ports) -> bool:
     from envs.by_hand.playing import LeftTheGame, play_by_hand
     from envs.registry import open_env
 
-    terminal = Console(_write)
+    terminal = Console(partial(say, end=""))
     renderer = make_format()
     rewards: list[float] = []
     with tempfile.TemporaryDirectory(prefix="callsheet-play-") as images:
@@ -99,9 +100,9 @@ async def _play(config: Config, env: str, ports: Ports) -> bool:
                 except LeftTheGame:
                     return True
                 rewards += group.rewards_G.tolist()
-                print(f"game over: {'  '.join(f'{reward:g}' for reward in group.rewards_G)}")
+                say(f"game over: {'  '.join(f'{reward:g}' for reward in group.rewards_G)}")
     if len(rewards) > 1 and config.problems > 1:
-        print(f"mean reward {sum(rewards) / len(rewards):.3f} of {len(rewards)}")
+        say(f"mean reward {sum(rewards) / len(rewards):.3f} of {len(rewards)}")
     return False
 
 
@@ -179,7 +180,7 @@ class Console:
 
     def show(self, text: str, kind: str = "") -> None:
         """What is told is grey where colours can be shown."""
-        self.write(f"\x1b[90m{text}\x1b[0m" if kind == "told" and sys.stdout.isatty() else text)
+        self.write(grey(text) if kind == "told" else text)
 
     async def read(self) -> str | None:
         """A line, or lines between two lines of three quotes."""
@@ -209,11 +210,6 @@ class Console:
             return None
         line, _, self._kept = self._kept.partition(b"\n")
         return line.decode("utf-8", "replace").rstrip("\r")
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

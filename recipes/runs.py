@@ -15,6 +15,7 @@ import attrs
 from recipes import cli
 from recipes.models import TINY, ModelConfig
 from recipes.run_models import find_run_model
+from recipes.terminal import say
 
 if TYPE_CHECKING:
     from actors import RunResult, RunSettings
@@ -163,11 +164,3 @@ def tell(
     say(f"run       {directory}")
     if result is None or result.ending == "stopped":
         say(f"go on     python -m {module} --resume --run-dir {directory}")
-
-
-def say(text: str) -> None:
-    """Prints a line, but not where the recipe runs inside another program that wants quiet."""
-    from engine.telemetry.display import silent
-
-    if not silent.get():
-        print(text)

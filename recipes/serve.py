@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import sys
 import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -24,6 +23,7 @@ from engine.serving.limits import Limits
 from recipes import cli, models
 from recipes.models import ModelConfig
 from recipes.ports import DEFAULT, Ports
+from recipes.terminal import say, warn
 
 KEY_VARIABLE = "CALLSHEET_API_KEY"
 
@@ -62,7 +62,7 @@ async def run(config: Config, ports: Ports = DEFAULT, started: anyio.Event | Non
     key, made = _key(config)
     stopped = anyio.Event()
     async with (
-        cli.stop_on_interrupt(stopped.set, lambda _: print("stopping", file=sys.stderr)),
+        cli.stop_on_interrupt(stopped.set, lambda _: warn("stopping")),
         AsyncExitStack() as stack,
     ):
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="callsheet-serve-")))
@@ -92,13 +92,11 @@ def _key(config: Config) -> tuple[str | None, bool]:
 
 def _tell(address: str, name: str, key: str | None, made: bool) -> None:
     shown = "" if key is None else f' -H "Authorization: Bearer {key if made else f"${KEY_VARIABLE}"}"'
-    print(f"serving   {name} at {address}")
+    say(f"serving   {name} at {address}")
     if made:
-        print(f"key       {key}   (set {KEY_VARIABLE} to have one of your own)")
+        say(f"key       {key}   (set {KEY_VARIABLE} to have one of your own)")
     body = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
-    print(
-        f"try       curl {address}/chat/completions{shown} -H 'Content-Type: application/json' -d '{body}'", flush=True
-    )
+    say(f"try       curl {address}/chat/completions{shown} -H 'Content-Type: application/json' -d '{body}'")
 
 
 if __name__ == "__main__":

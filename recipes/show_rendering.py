@@ -11,13 +11,13 @@ shows the format but not the real ids.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import attrs
 
 from engine.rendering.supervision import TrainOnWhat
 from recipes import cli
+from recipes.terminal import warn
 
 
 @attrs.frozen
@@ -82,7 +82,7 @@ def _vocabulary(config: Config):  # type: ignore[no-untyped-def]
     try:
         return load_vocabulary(model)
     except OSError as error:
-        print(f"show_rendering: {error}\nshow_rendering: bytes stand in for its tokens", file=sys.stderr)
+        warn(f"show_rendering: {error}\nshow_rendering: bytes stand in for its tokens")
         return byte_vocabulary(control_tokens(config.renderer))
 
 

@@ -21,6 +21,7 @@ import attrs
 from recipes import cli, runs
 from recipes.models import ModelConfig
 from recipes.ports import DEFAULT, Ports
+from recipes.terminal import say
 
 if TYPE_CHECKING:
     from engine.backends.ports import Backend, Pending
@@ -82,11 +83,11 @@ async def run(config: Config, ports: Ports = DEFAULT) -> list[float]:
             losses = await train_on(opened.backend, batches, config)
             held_out = await offload(held_out_set, test, to_datums)
             losses.append(await nll(opened.backend, held_out.data))
-            runs.say(f"held out: {losses[-1]:.4f} nats per token on {held_out}")
+            say(f"held out: {losses[-1]:.4f} nats per token on {held_out}")
             if config.save is not None:
                 config.save.mkdir(parents=True)
                 await opened.backend.save_state(config.save).result()
-                runs.say(f"weights: {config.save}")
+                say(f"weights: {config.save}")
     return losses
 
 
@@ -119,7 +120,7 @@ async def finish(submitted: Submitted) -> float:
     """Waits for a step and prints it."""
     loss = (await submitted.passed.result()).loss / submitted.weight
     metrics = await submitted.stepped.result()
-    runs.say(f"step {submitted.step + 1:4}  nll {loss:.4f}  grad norm {metrics['grad_norm']:.3f}")
+    say(f"step {submitted.step + 1:4}  nll {loss:.4f}  grad norm {metrics['grad_norm']:.3f}")
     return loss
 
 

@@ -15,6 +15,7 @@ from recipes import runs
 from recipes.distillation.teachers import TeacherConfig
 from recipes.learning_rates import LearningRateConfig
 from recipes.row_data import RowsConfig
+from recipes.terminal import say
 
 if TYPE_CHECKING:
     from actors import Evaluation, RunResult, StopRequest
@@ -94,9 +95,7 @@ async def written(
     generated = await generate_answers(
         prompts, teacher, directory / name, settings, asked=asked, keep=keep or only_finished, stop=stop
     )
-    runs.say(
-        f"{name.replace('_', ' '):<9} {generated} ({generated.path})" if generated.complete else f"{name}: stopped"
-    )
+    say(f"{name.replace('_', ' '):<9} {generated} ({generated.path})" if generated.complete else f"{name}: stopped")
     return generated
 
 

@@ -29,6 +29,7 @@ from recipes.ports import DEFAULT, Ports
 from recipes.reinforcement import ProblemConfig, reinforce
 from recipes.retrieval import RetrievalConfig, fill
 from recipes.row_data import RowsConfig, load_split
+from recipes.terminal import say
 
 if TYPE_CHECKING:
     from actors import RunResult, StopRequest
@@ -111,7 +112,7 @@ async def run(config: Config, ports: Ports = DEFAULT) -> RunResult | None:
     async with ports.open_embedder(config.retrieval) as embedder, ports.open_store(config.retrieval) as store:
         index = SearchIndex(embedder, store)
         await fill(config.retrieval, index, task.passages, task.corpus)
-        runs.say(f"search: {await store.count()} passages of {task.corpus}")
+        say(f"search: {await store.count()} passages of {task.corpus}")
         toolbox = Toolbox([search_tool(index, top_k=config.top_k, passage_characters=config.passage_characters)])
         async with (
             cli.stop_on_interrupt(stop),
