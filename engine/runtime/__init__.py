@@ -3,8 +3,9 @@
 from engine.runtime.channels import Channel, ChannelStatistics, ConsumerFinished, Receiver, Sender
 from engine.runtime.gate import Bound, GateClosed, GateState, GateStatistics, StalenessGate, Ticket
 from engine.runtime.instrumentation import NullTracer, Tracer
+from engine.runtime.jobs import BudgetExceeded, JobError, JobFailed, WorkerDied
 from engine.runtime.offload import offload
-from engine.runtime.processes import BudgetExceeded, JobError, JobFailed, WorkerDied, WorkerPool
+from engine.runtime.processes import WorkerPool
 from engine.runtime.program import ActorsFailed, Program, Restarts
 from engine.runtime.requests import Ask, Asker, Inbox, NoReply
 from engine.runtime.seeds import derive_seed

@@ -30,54 +30,25 @@ import anyio.abc
 import anyio.lowlevel
 import attrs
 
+from engine.runtime.jobs import (
+    BudgetExceeded,
+    JobError,
+    JobFailed,
+    Outcome,
+    PoolClosed,
+    QueueTimeout,
+    WorkerDied,
+    name_of,
+    run_inline,
+)
 from engine.runtime.offload import inline
-from engine.runtime.worker import LOADING_MAIN, Failure, describe, encode, resolve
+from engine.runtime.worker import LOADING_MAIN, Failure, encode
 from engine.runtime.worker_handle import Lost, WorkerHandle
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
-Outcome = Any
-"""What a job returned, or the JobError it ended with."""
-
 START_LIMIT = 60.0
 """Seconds that starting a worker, or importing a function's module, may take."""
-
-
-class JobError(Exception):
-    """A job gave no result. The other jobs, and the pool, go on."""
-
-
-class BudgetExceeded(JobError):
-    """The job ran longer than its budget, and was killed."""
-
-
-class JobFailed(JobError):
-    """The job raised an exception. The message ends with the traceback from the worker."""
-
-    def __init__(self, function: str, failure: Failure) -> None:
-        self.function = function
-        self.kind = failure.kind
-        """Qualified name of the exception's class; builtins without a module: `ValueError`, `json.decoder.JSONDecodeError`."""
-        self.message = failure.message
-        self.traceback = failure.traceback
-        super().__init__(
-            f"{function} raised {failure.kind}: {failure.message}\n\nin the worker process:\n{failure.traceback.rstrip()}"
-        )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.function, Failure(self.kind, self.message, self.traceback))
-
-
-class WorkerDied(JobError):
-    """The process that ran the job ended in the middle of it: a segfault, `os._exit`, the kernel's out-of-memory killer."""
-
-
-class QueueTimeout(JobError):
-    """No worker became free in time; the job was not started."""
-
-
-class PoolClosed(JobError):
-    """The pool was closed while the job ran or waited, or before."""
 
 
 @attrs.frozen
@@ -141,7 +112,7 @@ class WorkerPool:
 
         Raises BudgetExceeded, JobFailed, WorkerDied, QueueTimeout, PoolClosed (all JobError); whatever pickling the arguments raises.
         """
-        (outcome,) = await self._play(_name_of(function), [args], budget, queue_timeout)
+        (outcome,) = await self._play(name_of(function), [args], budget, queue_timeout)
         if isinstance(outcome, JobError):
             raise outcome
         return cast("T", outcome)
@@ -159,7 +130,7 @@ class WorkerPool:
         `budget` is for each job. A job that exceeds it, or takes its worker down, fails alone: those before it in its batch keep their results, and those
         after it go to another worker. At most `workers` batches are out at once, so a shared pool serves other callers in between.
         """
-        name = _name_of(function)
+        name = name_of(function)
         items = list(arguments)
         size = max(1, min(batch, math.ceil(len(items) / self._size)))
         outcomes: list[Outcome] = [None] * len(items)
@@ -196,7 +167,7 @@ class WorkerPool:
             raise PoolClosed(f"the pool is not open: {name} was not run; use `async with WorkerPool(...) as pool`")
         if inline.get():
             await anyio.lowlevel.checkpoint()
-            return [_run_inline(name, args) for args in batch]
+            return [run_inline(name, args) for args in batch]
         frame = encode(("run", name, batch))
         worker = await self._take(name, queue_timeout)
         try:
@@ -376,31 +347,3 @@ class WorkerPool:
         """Counts, now."""
         waiting = self._slots.statistics().tasks_waiting
         return PoolStatistics(self._size, len(self._busy), waiting, self._started, self._lost)
-
-
-def _name_of(function: Callable[..., Any]) -> str:
-    """`module:qualname`. Raises TypeError for what another process cannot import."""
-    module, qualname = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
-    name = f"{module}:{qualname}"
-    if _found.get(name) is not function:
-        try:
-            found = resolve(name)
-        except (ImportError, AttributeError, ValueError):
-            found = None
-        if found != function:
-            raise TypeError(
-                f"{function!r} cannot be run in another process, which would not find it by its name: pass a function defined at the "
-                "top level of a module (not a lambda, a nested function, a method of an object or a partial), and the rest as arguments"
-            )
-        _found[name] = function
-    return name
-
-
-_found: dict[str, Callable[..., Any]] = {}
-
-
-def _run_inline(name: str, args: Sequence[Any]) -> Outcome:
-    try:
-        return resolve(name)(*args)
-    except Exception as error:  # noqa: BLE001  (as in a worker)
-        return JobFailed(name, describe(error))

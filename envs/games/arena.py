@@ -16,7 +16,8 @@ from typing import Any
 from engine.backends.values import SamplingParams
 from engine.completion import Completer
 from engine.rendering import Renderer
-from engine.runtime.processes import BudgetExceeded, JobFailed, WorkerPool
+from engine.runtime.jobs import BudgetExceeded, JobFailed
+from engine.runtime.processes import WorkerPool
 from engine.runtime.seeds import derive_seed
 from envs.games.arena_worker import ArenaSpec, Heard, Position, advance
 from envs.games.game import Game

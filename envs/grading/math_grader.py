@@ -22,7 +22,8 @@ from typing import Any, Literal
 
 import attrs
 
-from engine.runtime.processes import BudgetExceeded, JobError, JobFailed, PoolClosed, WorkerDied, WorkerPool
+from engine.runtime.jobs import BudgetExceeded, JobError, JobFailed, PoolClosed, WorkerDied
+from engine.runtime.processes import WorkerPool
 from engine.runtime.turns import TurnLimit
 from envs.grading.extraction import Found, extract
 from envs.grading.grade import Failure, Grade

@@ -15,7 +15,8 @@ import attrs
 
 from engine.backends.values import Completion
 from engine.rendering import Message, Renderer, system, user
-from engine.runtime.processes import BudgetExceeded, JobError, JobFailed, PoolClosed, WorkerPool
+from engine.runtime.jobs import BudgetExceeded, JobError, JobFailed, PoolClosed
+from engine.runtime.processes import WorkerPool
 from engine.runtime.seeds import derive_seed
 from engine.training.trajectories import TrajectoryGroup
 from envs.contracts import Env, GroupBuilder, Step

@@ -12,7 +12,8 @@ import anyio
 import anyio.abc
 import attrs
 
-from engine.runtime.processes import JobError, WorkerPool
+from engine.runtime.jobs import JobError
+from engine.runtime.processes import WorkerPool
 from engine.runtime.seeds import derive_seed
 from envs.reasoning_tasks.work import Item, Variant, generate
 

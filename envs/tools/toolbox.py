@@ -16,8 +16,9 @@ import attrs
 
 from engine.rendering.messages import Message, ToolCallPart, UnparsedToolCallPart, tool_result
 from engine.rendering.tools import Call, ToolSpec
+from engine.runtime.jobs import BudgetExceeded, JobFailed, PoolClosed, WorkerDied
 from engine.runtime.offload import offload
-from engine.runtime.processes import BudgetExceeded, JobFailed, PoolClosed, WorkerDied, WorkerPool
+from engine.runtime.processes import WorkerPool
 from envs.together import together
 from envs.tools.results import ToolError, ToolResult, ToolUnavailable, as_result
 from envs.tools.tool import Tool, WrongArguments, as_tool

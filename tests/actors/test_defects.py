@@ -26,7 +26,8 @@ from actors import (
 from engine.backends import Completion, Datum, ModelInput, SamplingParams
 from engine.backends.simulated import Constant, SamplerModel, SimulatedBackend, TrainerModel
 from engine.runtime import ActorsFailed
-from engine.runtime.processes import BudgetExceeded, WorkerPool
+from engine.runtime.jobs import BudgetExceeded
+from engine.runtime.processes import WorkerPool
 from engine.runtime.testing import simulate
 from engine.storage import RunDirectory
 from envs.contracts import Env, GroupBuilder, Observation, Policy, Step

@@ -21,15 +21,8 @@ import attrs
 import pytest
 
 from engine.runtime import simulate
-from engine.runtime.processes import (
-    BudgetExceeded,
-    JobError,
-    JobFailed,
-    PoolClosed,
-    QueueTimeout,
-    WorkerDied,
-    WorkerPool,
-)
+from engine.runtime.jobs import BudgetExceeded, JobError, JobFailed, PoolClosed, QueueTimeout, WorkerDied
+from engine.runtime.processes import WorkerPool
 from tests.runtime import worker_jobs as jobs
 
 pytestmark = pytest.mark.anyio

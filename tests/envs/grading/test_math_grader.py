@@ -17,7 +17,7 @@ import pytest
 from engine.backends.values import Completion
 from engine.rendering import get_renderer
 from engine.runtime import WorkerPool, simulate
-from engine.runtime.processes import BudgetExceeded, PoolClosed
+from engine.runtime.jobs import BudgetExceeded, PoolClosed
 from envs.grading import PRELOAD, MathGrader, open_math_grader
 from envs.grading.grade import Grade
 from envs.grading.math_grader import AT_ONCE
