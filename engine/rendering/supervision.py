@@ -12,7 +12,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.backends.values import ModelInput
+from engine.backends.values import ModelInput, TokenChunk
 from engine.rendering.messages import Message, RenderError
 from engine.rendering.script import Kind, Label
 
@@ -81,3 +81,28 @@ def weight_of(train_on: TrainOnWhat, trained: frozenset[int]) -> Callable[[Label
     if train_on is TrainOnWhat.ALL_TOKENS:
         return lambda _: 1.0
     return lambda label: float(label[1] is Kind.OUTPUT and label[0] in trained)
+
+
+def add_example(examples: list[SupervisedExample], new: SupervisedExample) -> None:
+    """Appends `new`, or lets it take in the example before where it only extends that one."""
+    if examples and _extends(new.model_input, examples[-1].model_input):
+        weights_T = new.weights_T.copy()
+        before_T = examples[-1].weights_T
+        weights_T[: len(before_T)] = np.maximum(weights_T[: len(before_T)], before_T)
+        examples[-1] = SupervisedExample(new.model_input, weights_T)
+    else:
+        examples.append(new)
+
+
+def _extends(longer: ModelInput, shorter: ModelInput) -> bool:
+    """Whether `longer` begins with all of `shorter`."""
+    if len(longer.chunks) < len(shorter.chunks):
+        return False
+    if longer.chunks[: len(shorter.chunks) - 1] != shorter.chunks[:-1]:
+        return False
+    ours, theirs = longer.chunks[len(shorter.chunks) - 1], shorter.chunks[-1]
+    if isinstance(ours, TokenChunk) and isinstance(theirs, TokenChunk):
+        return len(ours.tokens) >= len(theirs.tokens) and np.array_equal(
+            ours.tokens[: len(theirs.tokens)], theirs.tokens
+        )
+    return ours == theirs

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import attrs
 
+from engine.rendering.family import Conversation, Family, refuse_tools
 from engine.rendering.messages import RenderError, Role, ThinkingPart
 from engine.rendering.parsing import AnswerGrammar, Trim
-from engine.rendering.renderer import Conversation, Family, refuse_tools
 from engine.rendering.script import Kind, Script
 from engine.rendering.tools import ToolSpec
 
