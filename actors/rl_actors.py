@@ -48,9 +48,8 @@ class RLActors:
         predictor: LengthPredictor,
         work: RLWork | None,
     ) -> None:
-        pin = schedule.pin == "group"
-        under_way = work.under_way if work else UnderWay()
-        self._under_way = under_way
+        self._run, self._schedule, self._settings, self._predictor = run, schedule, settings, predictor
+        self._under_way = work.under_way if work else UnderWay()
         self.journal = Journal(enabled=run.directory is not None)
         self.ledger = RolloutLedger(work.ledger if work else None)
         self.gate = StalenessGate(
@@ -64,78 +63,88 @@ class RLActors:
         self.played: Channel[FinishedGroup] = Channel("played groups", schedule.capacity)
         self.finished: Channel[FinishedGroup] = Channel("finished groups", schedule.capacity)
         self._finished_end: Receiver[FinishedGroup] = self.finished.receiver()
+        self._adaptive = stream.dataset if isinstance(stream.dataset, AdaptiveGroups) else None
         if work is not None:
             predictor.restore(work.predictor)
-        self._predictor = predictor
-        self._adaptive = stream.dataset if isinstance(stream.dataset, AdaptiveGroups) else None
-        if self._adaptive is not None and work is not None and work.groups is not None:
-            self._adaptive.restore(json.loads(work.groups))
-        self.source = Source(
-            stream,
-            self.gate,
-            run.sampler,
-            seed=settings.seed,
-            under_way=under_way,
-            journal=self.journal,
-            predictor=predictor,
-            position=work.position if work else 0,
-            pin=pin,
-        )
+            if self._adaptive is not None and work.groups is not None:
+                self._adaptive.restore(json.loads(work.groups))
         self.giving_back = GivingBack(
             self.gate,
-            under_way,
+            self._under_way,
             self.ledger,
             self.journal,
             constant_limit=settings.constant_limit or max(256, 8 * schedule.capacity),
             failure_limit=settings.failure_limit or max(8, schedule.capacity // 2),
         )
         unscored, ready = _sorted_out(work, shaping)
-        self._scoring = (
-            ScoringAhead(
-                shaping.sources,
-                reference,
-                run.sampler,
-                self.giving_back,
-                concurrency=settings.scoring_concurrency,
-                retries=settings.sampler,
-                deadline=settings.sampler.deadline or run.backend.capabilities.request_deadline,
-                failure=settings.rollout.failure,
-                under_way=under_way,
-                tracer=run.tracer,
-                kept=unscored,
-            )
-            if shaping.sources
-            else None
+        self.source = self._make_source(stream, work.position if work else 0)
+        self._scoring = self._make_scoring(shaping, reference, unscored) if shaping.sources else None
+        self.rollouts = self._make_rollouts()
+        self.feed = self._make_feed(shaping, ready)
+
+    def _make_source(self, stream: ProblemStream, position: int) -> Source:
+        return Source(
+            stream,
+            self.gate,
+            self._run.sampler,
+            seed=self._settings.seed,
+            under_way=self._under_way,
+            journal=self.journal,
+            predictor=self._predictor,
+            position=position,
+            pin=self._schedule.pin == "group",
         )
-        self.rollouts = Rollouts(
+
+    def _make_scoring(self, shaping: Shaping, reference: Scorer | None, kept: list[FinishedGroup]) -> ScoringAhead:
+        run, settings = self._run, self._settings
+        return ScoringAhead(
+            shaping.sources,
+            reference,
             run.sampler,
-            settings.rollout,
             self.giving_back,
-            drop_constant=settings.drops_constant_groups,
-            pin=pin,
+            concurrency=settings.scoring_concurrency,
+            retries=settings.sampler,
+            deadline=settings.sampler.deadline or run.backend.capabilities.request_deadline,
+            failure=settings.rollout.failure,
+            under_way=self._under_way,
+            tracer=run.tracer,
+            kept=kept,
+        )
+
+    def _make_rollouts(self) -> Rollouts:
+        return Rollouts(
+            self._run.sampler,
+            self._settings.rollout,
+            self.giving_back,
+            drop_constant=self._settings.drops_constant_groups,
+            pin=self._schedule.pin == "group",
             scored=self._scoring is not None,
             keep_version=self._scoring is not None and self._scoring.keeps_version,
-            under_way=under_way,
+            under_way=self._under_way,
             ledger=self.ledger,
             journal=self.journal,
-            predictor=predictor,
+            predictor=self._predictor,
             adaptive=self._adaptive,
-            tracer=run.tracer,
+            tracer=self._run.tracer,
         )
-        self.feed = GroupFeed(
+
+    def _make_feed(self, shaping: Shaping, kept: list[FinishedGroup]) -> GroupFeed:
+        settings = self._settings
+        shaper = Shaper(
+            resolve_advantage(settings.advantages),
+            shaping.transforms,
+            proximal=_forward(self._run.backend) if shaping.forward_proximal else None,
+            train_turn=settings.train_turn,
+        )
+        return GroupFeed(
             self._finished_end,
             self.gate,
-            schedule,
-            Shaper(
-                resolve_advantage(settings.advantages),
-                shaping.transforms,
-                proximal=_forward(run.backend) if shaping.forward_proximal else None,
-                train_turn=settings.train_turn,
-            ),
-            under_way=under_way,
+            self._schedule,
+            shaper,
+            under_way=self._under_way,
             ledger=self.ledger,
             journal=self.journal,
-            kept=ready,
+            kept=kept,
             samples_per_step=settings.samples_per_step,
         )
 
