@@ -111,7 +111,7 @@ class StepPasses:
         self.submitted: list[Watched[ForwardBackwardResult]] = []
         """Everything that was submitted, in order."""
         self._results: list[list[Watched[ForwardBackwardResult]]] = [[] for _ in objective.losses]
-        """By loss: that of each minibatch, or one for the whole step."""
+        """For each loss, the result of each minibatch, or one for the whole step."""
 
     async def add(self, minibatch: list[Datum]) -> None:
         """Submits what a minibatch can be given before the step is complete."""
@@ -133,7 +133,7 @@ class StepPasses:
                 await self._custom(loss, results, self._minibatches, self._forwards)
 
     async def results(self) -> tuple[list[ForwardBackwardResult], dict[str, float]]:
-        """Of the first loss, by minibatch or as a whole; and metrics: what custom losses say, and the values of further losses."""
+        """Results of the first loss, by minibatch or as a whole; and metrics: what custom losses say, and the values of further losses."""
         by_loss = [[await watched.result() for watched in results] for results in self._results]
         metrics: dict[str, float] = {}
         for number, (loss, results) in enumerate(zip(self._objective.losses, by_loss, strict=True)):

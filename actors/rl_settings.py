@@ -58,12 +58,12 @@ class RLSettings:
 
     rollout: RolloutSettings = attrs.field(factory=RolloutSettings)
     loss: LossChoice | None = None
-    """By name and parameters, or a function of your own (`engine.training.custom`). None: importance_sampling where every group is on-policy
+    """The loss, by name and parameters, or a function of your own (`engine.training.custom`). None: importance_sampling where every group is on-policy
     (max_staleness 0), ppo where some are not."""
     extra_losses: Sequence[LossChoice] = ()
     """Losses that are added, each a pass of its own: a KL as a loss, say, `Loss("kl_k2", {"coef": 0.01})`."""
     advantages: str | AdvantageFn = "centred"
-    """By name (`engine.training.advantages.ADVANTAGES`), or a function of your own."""
+    """How rewards become advantages: by name (`engine.training.advantages.ADVANTAGES`), or a function of your own."""
     kl: Sequence[KLPenalty] = ()
     """KL to other policies in the reward, each scored ahead of the trainer as soon as a group is played."""
     correction: str | Correction | None = None
@@ -114,7 +114,7 @@ class Shaping:
     """What is done to a step's datums, and who has to score them for that."""
 
     transforms: tuple[Transform, ...]
-    """In their order."""
+    """What is done to the datums, in this order."""
     sources: tuple[ScoreSource, ...]
     """Scores that are asked for ahead of the trainer."""
     forward_proximal: bool

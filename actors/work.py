@@ -32,7 +32,7 @@ class UnderWay:
     assignments: dict[int, Assignment] = attrs.field(factory=dict)
     """Those not yet played."""
     asked: dict[int, dict[int, int]] = attrs.field(factory=dict)
-    """Of each of them, where every request may ask another version: the version by the request's seed."""
+    """For each of them, where every request may ask another version: the version that was asked, by the request's seed."""
     played: dict[int, FinishedGroup] = attrs.field(factory=dict)
     """Those being scored, in the order in which they were played."""
 

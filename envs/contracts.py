@@ -48,7 +48,7 @@ class GroupGrade:
 
     rewards: Sequence[float]
     metrics: Sequence[Mapping[str, float]] = ()
-    """In the members' order; empty: none."""
+    """A mapping for each member, in their order; empty: none."""
 
 
 class Env(Protocol):

@@ -52,7 +52,7 @@ class Players:
     seed: int
     tally: Tally = attrs.field(factory=Tally)
     ties: Ties | None = None
-    """Of members that wait for one another, in `reset` and `step` too; None: they do not."""
+    """What ties members that wait for one another, in `reset` and `step` too; None: they do not."""
 
     def player(
         self, env: Env, member: int, observation: Observation | None = None, began: float | None = None

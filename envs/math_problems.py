@@ -92,7 +92,7 @@ class MathEnv(ProblemEnv):
         return [*shown, user(self.question())]
 
     async def grade(self, answer: str) -> Grade:
-        """By value."""
+        """Compares the answer with the reference by value."""
         if self._form.boxed and not _is_boxed(answer):
             return Grade(0.0, "there is nothing in a box")
         return await self._grader.grade(answer, self.problem.answer)
@@ -121,7 +121,7 @@ class MathGroups:
     group_size: int = attrs.field(default=8, validator=attrs.validators.ge(1))
     form: MathForm = attrs.field(factory=MathForm)
     tags: tuple[str, ...] = ("math",)
-    """Of every group, before the problem's own (subject, level)."""
+    """Tags of every group, before the problem's own (subject, level)."""
     blocking: bool = True
     """A problem may be read from disk, which is not done on the event loop."""
 

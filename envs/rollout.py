@@ -189,7 +189,7 @@ def _given_up(builder: GroupBuilder, attempts: int, error: Exception, tally: Tal
 
 
 def _cancellation_alone(errors: BaseExceptionGroup) -> BaseException:
-    """Of a group cancelled while members failed: the cancellation. Who would have been played again need not be heard of."""
+    """The cancellation alone, of a group that was cancelled while members failed: their failures would only have led to another attempt."""
     cancelled, others = errors.split(anyio.get_cancelled_exc_class())
     return cancelled if cancelled is not None and (others is None or isinstance(others, Exception)) else errors
 

@@ -52,7 +52,7 @@ class Config(ModelConfig):
     thinking: bool = True
     """Show the model's reasoning, in grey."""
     seed: int = 0
-    """Of the answers."""
+    """Seed of the answers."""
 
 
 @attrs.define

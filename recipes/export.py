@@ -33,7 +33,7 @@ class Config:
     format: Literal["merged", "peft"] = "merged"
     """merged: a whole model; peft: the LoRA adapters alone, to be loaded on the base model."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Of a merged model's numbers; None: that of the run."""
+    """Number format of a merged model; None: that of the run."""
 
 
 def main(config: Config) -> None:

@@ -32,7 +32,7 @@ class Sums(vf.Taskset[Sum]):  # type: ignore[misc]
     """Two thousand sums, always the same."""
 
     def load(self) -> Iterator[Sum]:
-        """In order."""
+        """The tasks, in order."""
         for number in range(COUNT):
             problem = CARRIES.draw(0, number)
             yield Sum(SumData(prompt=f"What is {problem}?", answer=problem.answer), self.config.task)

@@ -30,7 +30,7 @@ class JudgeConfig(ModelConfig):
     max_tokens: int = attrs.field(default=512, validator=_at_least_one)
     """Longest reply of the judge, reasons included."""
     temperature: float = attrs.field(default=0.0, validator=attrs.validators.ge(0.0))
-    """Of the judge's first reply; further attempts have at least 0.7."""
+    """Sampling temperature of the judge's first reply; further attempts have at least 0.7."""
     attempts: int = attrs.field(default=3, validator=_at_least_one)
     """How often a verdict is asked for, each time with another seed, where there is none in the reply."""
     concurrency: int = attrs.field(default=32, validator=_at_least_one)

@@ -50,11 +50,11 @@ class ModelConfig:
     lora_rank: int | None = attrs.field(default=None, validator=_positive)
     """Train LoRA adapters of this rank; None: all weights, where the backend can."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the forward and backward pass. bfloat16 is for GPUs, and for CPUs that have instructions for it: others take many times longer with it."""
+    """Number format of the forward and backward pass. bfloat16 is for GPUs, and for CPUs that have instructions for it: others take many times longer with it."""
     threads: int | None = attrs.field(default=1, validator=_positive)
     """CPU threads of the sampler, and as many of the trainer; None: torch's choice. The tiny model has no work for more than one."""
     base_url: str | None = None
-    """Of the server, for a backend that has one; None: what its environment variables say."""
+    """Address of the server, for a backend that has one; None: what its environment variables say."""
 
 
 @attrs.frozen

@@ -58,7 +58,7 @@ class Config(ModelConfig):
     threads: int | None = attrs.field(default=None, validator=attrs.validators.optional(_positive))
     """CPU threads of that model; None: torch's choice."""
     seed: int = 0
-    """Of the problems."""
+    """Seed of the problems."""
 
     def __attrs_post_init__(self) -> None:
         if not self.list and self.env is None:

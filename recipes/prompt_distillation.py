@@ -60,7 +60,7 @@ class Config(AnswersConfig):
     questions: int = attrs.field(default=768, validator=attrs.validators.ge(1))
     """Sums that are made where no data is named; a sixth as many are held out."""
     temperature: float = attrs.field(default=0.0, validator=attrs.validators.ge(0.0))
-    """Of the teacher's answers; 0 is greedy."""
+    """Sampling temperature of the teacher's answers; 0 is greedy."""
     warm_up: int = attrs.field(default=150, validator=attrs.validators.ge(0))
     """Supervised steps before, of the tiny model."""
 

@@ -46,13 +46,13 @@ class RLConfig(runs.RunConfig):
     grad_clip: float = attrs.field(default=1.0, validator=_not_negative)
     """Largest norm of a step's gradient, which is a sum over tokens; 0: no limit."""
     loss: str | None = None
-    """By name; None: importance_sampling where every group is on-policy, ppo where max-staleness lets some be older."""
+    """Loss, by name; None: importance_sampling where every group is on-policy, ppo where --schedule.max-staleness lets some be older."""
     drop_constant_groups: bool = False
     """Replace groups whose attempts all get the same reward, instead of training on nothing."""
     max_tokens: int = attrs.field(default=12, validator=_positive)
     """Longest answer."""
     temperature: float = attrs.field(default=1.0, validator=attrs.validators.gt(0.0))
-    """Of sampling in training."""
+    """Sampling temperature in training."""
     turn_seconds: float | None = attrs.field(default=None, validator=_seconds)
     """Most seconds for the environment's side of a turn: grading, tools, waiting for a worker; None: no limit but the environment's own."""
     episode_tokens: int | None = attrs.field(default=None, validator=_optional_positive)
@@ -64,7 +64,7 @@ class RLConfig(runs.RunConfig):
     evaluation_concurrency: int = attrs.field(default=32, validator=_positive)
     """Groups of an evaluation under way at once."""
     evaluation_temperature: float | None = attrs.field(default=None, validator=attrs.validators.optional(_not_negative))
-    """Of sampling in evaluations; 0 is greedy, None: as in training."""
+    """Sampling temperature in evaluations; 0 is greedy, None: as in training."""
     inspect_tasks: tuple[str, ...] = ()
     """Tasks of inspect-ai to evaluate with too: module:function, file.py@function, or an installed one's name (pip install 'callsheet[inspect]')."""
 

@@ -39,7 +39,7 @@ class RetrievalConfig:
     document_prefix: str | None = None
     """Put before each passage; None: what the model itself says, or nothing."""
     dimensions: int = attrs.field(default=512, validator=attrs.validators.ge(8))
-    """Of hashed embeddings."""
+    """Dimensions of hashed embeddings."""
     threads: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
     """CPU threads of the local encoder; None: torch's choice."""
     store: Literal["memory", "chroma"] = "memory"

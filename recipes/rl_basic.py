@@ -33,7 +33,7 @@ class Config(runs.RunConfig):
     group_size: int = attrs.field(default=32, validator=attrs.validators.ge(1))
     """Answers to each question; their rewards are compared with one another."""
     learning_rate: float = attrs.field(default=2e-3, validator=attrs.validators.gt(0.0))
-    """Of AdamW, constant."""
+    """AdamW's learning rate, the same at every step."""
     max_tokens: int = attrs.field(default=4, validator=attrs.validators.ge(1))
     """Longest answer."""
 
@@ -49,7 +49,7 @@ class NextDigit(ProblemEnv):
         self.digit = digit
 
     def question(self) -> str:
-        """As it is asked."""
+        """The question as the model reads it."""
         return f"What comes after {self.digit}?"
 
     def grade(self, answer: str) -> float:

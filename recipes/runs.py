@@ -31,7 +31,7 @@ class RunConfig(ModelConfig):
     """A model, and where its run is kept."""
 
     seed: int = 0
-    """Of everything drawn at random."""
+    """Seed of everything drawn at random: data, sampling, initial weights."""
     run_dir: Path | None = None
     """Where the run is kept; None: runs/<recipe>-<time>."""
     resume: bool = False

@@ -47,7 +47,7 @@ class Config(ModelConfig):
     limits: Limits = attrs.field(factory=Limits)
     """What a client may ask for."""
     seed: int = 0
-    """Of the tiny model."""
+    """Seed of the tiny model's weights."""
 
 
 async def run(config: Config, ports: Ports = DEFAULT, started: anyio.Event | None = None) -> str:

@@ -30,7 +30,7 @@ class Config(ConversationConfig):
     batch_size: int = attrs.field(default=32, validator=attrs.validators.ge(1))
     """Conversations a step."""
     learning_rate: float = attrs.field(default=3e-3, validator=attrs.validators.gt(0.0))
-    """Of AdamW, constant."""
+    """AdamW's learning rate, the same at every step."""
     held_out: int | None = 0
     """Nothing is evaluated here."""
 

@@ -42,11 +42,11 @@ class Config(ModelConfig):
     batch_size: int = attrs.field(default=32, validator=_at_least_one)
     """Conversations a step."""
     learning_rate: float = attrs.field(default=3e-3, validator=attrs.validators.gt(0.0))
-    """Of AdamW; it falls to 0 along a line."""
+    """AdamW's learning rate at the first step; it falls to 0 along a line."""
     max_tokens: int = attrs.field(default=2048, validator=attrs.validators.ge(2))
     """The most tokens of an example; longer ones are cut short."""
     seed: int = 0
-    """Of everything drawn at random."""
+    """Seed of everything drawn at random."""
     save: Path | None = None
     """A new directory for the trained weights; None: they are not kept."""
 

@@ -40,7 +40,7 @@ class Config(runs.RunConfig):
     classes: tuple[str, ...] = ()
     """Names of the classes; empty: those the labels have."""
     split: str | None = None
-    """Of a hub data set."""
+    """Split of a hub data set; None: train."""
     steps: int = attrs.field(default=20, validator=_positive)
     """Optimizer steps."""
     batch_size: int = attrs.field(default=16, validator=_positive)

@@ -273,7 +273,7 @@ class _ArrowTable:
         return f"{self.name}, row {index + 1}"
 
     def with_columns(self, columns: Sequence[str]) -> _ArrowTable:
-        """Of these columns alone, so that the others are never read."""
+        """The same rows with these columns alone, so that the others are never read."""
         for column in columns:
             if column not in self.columns:
                 raise DataError(f"{self.name} has no column {column!r}; there are {', '.join(self.columns)}")

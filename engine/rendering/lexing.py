@@ -85,7 +85,7 @@ class Lexer:
             start = control + 1
 
     def feed_tagged(self, tokens: Sequence[int]) -> Iterator[tuple[list[str | Control], int]]:
-        """As `feed_runs`, where plain text may hold a tag: tokens about one are taken singly, so that it is known which token ended it."""
+        """Like `feed_runs`, where plain text may hold a tag: tokens about one are taken singly, so that it is known which token ended it."""
         start = 0
         while start < len(tokens):
             size = len(tokens) - start

@@ -33,7 +33,7 @@ class ParsedMessage:
 
     message: Message
     termination: Termination
-    """By the family's own stop, by another end-of-text token of the vocabulary, or not at all or in a broken way."""
+    """How the message ended: by the family's own stop, by another end-of-text token of the vocabulary, or not at all or in a broken way."""
     failures: tuple[Failure, ...] = ()
 
     @property

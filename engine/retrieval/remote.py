@@ -51,7 +51,7 @@ class HttpSettings:
     """Upper end of the first pause; each further one's is twice the last."""
     longest_backoff: float = attrs.field(default=20.0, validator=_positive)
     seed: int = 0
-    """Of the pauses."""
+    """Seed of the pauses between attempts."""
 
 
 @asynccontextmanager

@@ -71,7 +71,7 @@ class GateState:
 
     version: int
     next_number: int
-    """Of the next ticket; so many were admitted."""
+    """Number of the next ticket, which is how many were admitted."""
     trained: int
     filtered: int
     failed: int

@@ -36,9 +36,9 @@ class Pushed:
     """What a push did."""
 
     files: int
-    """In the copy now."""
+    """Files in the copy now."""
     sent: int
-    """Of them, those whose contents were not there yet."""
+    """Files whose contents were not there yet."""
     bytes: int
     """Sent."""
 

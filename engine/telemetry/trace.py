@@ -31,7 +31,7 @@ class TraceWriter:
         self._events: list[_Event] = []
         self._writing = threading.Lock()
         self._lanes: dict[str, list[tuple[float, int]]] = {}
-        """By track, a heap of when each lane becomes free."""
+        """For each track, a heap of the times at which its lanes become free."""
         self._threads: dict[tuple[str, int], int] = {}
         self._tracks: dict[str, int] = {}
         self._floor = 0.0

@@ -77,7 +77,7 @@ class StepSums:
         self._clip_low, self._clip_high = clip_low, clip_high
         self._tokens = self._clipped = 0
         self._sums = np.zeros(4)
-        """Of l, l²/2, e^(−l) − 1 + l, −log μ."""
+        """Sums over tokens of l, l²/2, e^(−l) − 1 + l, −log μ."""
         self._largest = -np.inf
         self._weights = self._squares = 0.0
         """Σw and Σw², both relative to the largest w: no overflow, and their ratio needs no more."""
@@ -103,7 +103,7 @@ class StepSums:
         self._largest = largest
 
     def metrics(self) -> dict[str, float]:
-        """As `step_metrics`, of all that was added."""
+        """What `step_metrics` gives, for all that was added."""
         if not self._tokens:
             return {}
         k1, k2, k3, entropy = (float(value) for value in self._sums / self._tokens)

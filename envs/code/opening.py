@@ -31,7 +31,7 @@ class SandboxConfig:
     kind: Literal["local", "sandbox_fusion"] = "local"
     """local: in namespaces on this machine (Linux). sandbox_fusion: on a SandboxFusion server."""
     url: str | None = None
-    """Of the SandboxFusion server, e.g. http://localhost:8080."""
+    """Address of the SandboxFusion server, e.g. http://localhost:8080."""
     require: tuple[Aspect, ...] = ("filesystem", "network", "processes")
     """What must be isolated before anything runs (local); see docs/sandbox.md for the choices. Empty: nothing."""
     concurrency: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))

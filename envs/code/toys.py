@@ -24,7 +24,7 @@ class Task:
     """A kind of function."""
 
     wording: str
-    """With {n} for the number."""
+    """The task in words, with {n} for the number."""
     right: tuple[str, ...]
     """Expressions that compute it."""
     compute: Callable[[int, int], int]

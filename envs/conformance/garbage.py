@@ -25,7 +25,7 @@ TEXTS = (
 
 
 def garbage(subject: Subject) -> dict[str, Tokens]:
-    """By name, answers as tokens: none at all, the stop alone, random ids (control tokens too), one token for ever, and texts."""
+    """Useless answers as tokens, by name: none at all, the stop alone, random ids (control tokens too), one token for ever, and texts."""
     rng = random.Random(0)
     vocabulary = subject.renderer.vocabulary
     size, length = vocabulary.vocab_size, subject.max_tokens

@@ -22,7 +22,7 @@ _KEPT_PROCESSES = ("multiprocessing.resource_tracker", "multiprocessing.forkserv
 
 @attrs.frozen
 class Holdings:
-    """By kind, what is held: an id for each thing, and what people call it."""
+    """What is held, by kind: an id for each thing, and what people call it."""
 
     held: Mapping[str, Mapping[object, str]]
 
@@ -40,7 +40,7 @@ class Holdings:
         )
 
     def beyond(self, before: Holdings) -> dict[str, list[str]]:
-        """By kind, what is held and was not."""
+        """What is held now and was not before, by kind."""
         found = {}
         for kind, things in self.held.items():
             new = [name for key, name in things.items() if key not in before.held[kind]]

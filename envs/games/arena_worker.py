@@ -33,7 +33,7 @@ class ArenaSpec:
     """A game of TextArena."""
 
     game: str
-    """Its id there: `Nim-v0`."""
+    """The game's id in TextArena, `Nim-v0` say."""
     players: int
     seed: int
     options: Mapping[str, Any] = attrs.field(factory=dict, hash=False)
@@ -64,7 +64,7 @@ class Position:
     heard: tuple[Heard, ...] = ()
     """What that player has been told since it moved last."""
     rewards: tuple[float, ...] | None = None
-    """By player, when the game is over."""
+    """The players' rewards, in their order; None while the game goes on."""
     illegal: tuple[int, ...] = ()
     """Moves that were refused so far, by player."""
     out: tuple[int, ...] = ()

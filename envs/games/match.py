@@ -57,7 +57,7 @@ class Outcome:
     """How a match ended."""
 
     scores: tuple[float, ...]
-    """By seat."""
+    """The seats' scores, in their order."""
     ending: Ending
     culprits: tuple[int, ...] = ()
     """Seats that ended it otherwise than by the game's rules."""

@@ -174,7 +174,7 @@ class MatchGroups:
     """A dataset of groups of matches. Problem `index` follows from (seed, index) alone."""
 
     name: str
-    """Of the game, as a tag."""
+    """The game's name, as a tag."""
     renderer: Renderer
     make_game: Callable[[int], Game]
     """The game of a problem, by the problem's seed."""

@@ -146,7 +146,7 @@ class LabelPreferenceModel:
         return math.tanh((one - other) / 2)  # of p/(p+q) − q/(p+q)
 
     async def _logprob(self, asked: Sequence[Message], label: str) -> float:
-        """Of the label and of ending there."""
+        """Log-probability of the label, and of ending there."""
         example = self._form.example(self._renderer, asked, label)
         logprobs_T = await self._scores.compute_logprobs(example.model_input)
         logprob = float(np.asarray(logprobs_T, np.float64)[example.weights_T > 0].sum())

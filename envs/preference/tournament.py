@@ -52,7 +52,7 @@ class Comparison:
     first: int
     second: int
     score: float | None
-    """In [−1, 1], above 0 where the first is better; None: it failed, and was left out."""
+    """How much better the first is, in [−1, 1], below 0 where the second is; None: it failed, and was left out."""
     error: str | None = None
 
 

@@ -31,7 +31,7 @@ class Sampled:
 
     messages: tuple[Message, ...]
     tokens: tuple[int, ...]
-    """Of each answer."""
+    """Length of each answer in tokens."""
     finished: tuple[bool, ...]
     """Whether each ended as the renderer expects."""
 

@@ -48,7 +48,7 @@ class _Ladder:
     changes: list[tuple[int, int]]
     """(first problem at it, level), in order."""
     scores: list[float] = attrs.field(factory=list)
-    """Of the groups at the present level, the newest last."""
+    """Mean scores of the groups at the present level, the newest last."""
 
     @property
     def level(self) -> int:
@@ -73,7 +73,7 @@ class Curriculum:
 
     @property
     def levels(self) -> Mapping[str, int]:
-        """Of each task, now."""
+        """The present level of each task."""
         return {task: ladder.level for task, ladder in self._ladders.items()}
 
     def hand_out(self, task: str, index: int) -> int:

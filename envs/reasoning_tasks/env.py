@@ -110,7 +110,7 @@ class ReasoningEnv(ProblemEnv):
         return not self._form.tags or final_answer(answer, tags=True) is not None
 
     async def grade(self, answer: str) -> Grade:
-        """By the task's own scorer."""
+        """Scores the answer with the task's own scorer."""
         said = final_answer(answer, tags=self._form.tags)
         if not said:
             return Grade(0.0, "there is no answer in it")

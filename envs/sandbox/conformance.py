@@ -99,7 +99,7 @@ async def ends_at_the_wall_clock(subject: Subject) -> None:
 
 
 async def cuts_the_output(subject: Subject) -> None:
-    """Of endless output no more is kept than was asked for."""
+    """No more of an endless output is kept than was asked for."""
     code = "while True:\n    print('x' * 10000)\n"
     async with subject.open() as sandbox:
         outcome = await sandbox.run(RunRequest(code, limits=Limits(wall_clock=3 * subject.seconds, output=5000)))

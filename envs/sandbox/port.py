@@ -73,7 +73,7 @@ class RunRequest:
     code: str
     """Source of the main file."""
     language: str = "python"
-    """By the sandbox's name for it; every sandbox runs `python`."""
+    """Language of the program, as the sandbox calls it; every sandbox runs `python`."""
     stdin: str = ""
     files: Mapping[str, str | bytes] = attrs.field(factory=dict)
     """Further files in the program's working directory, by relative path."""
@@ -106,7 +106,7 @@ class RunOutcome:
 
     ending: Ending
     exit_code: int | None = None
-    """Of a run that exited."""
+    """Exit code of a run that exited."""
     signal: str | None = None
     """Name of the signal that ended it, e.g. `SIGSEGV`."""
     stdout: str = ""

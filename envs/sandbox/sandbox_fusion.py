@@ -184,7 +184,7 @@ class SandboxFusion:
         return answer
 
     def _outcome(self, answer: dict[str, Any], request: RunRequest) -> RunOutcome:
-        """Of the run, or of the compilation where that went wrong."""
+        """The outcome of the run, or of the compilation where that went wrong."""
         ran = answer.get("run_result") or answer.get("compile_result")
         if not isinstance(ran, dict):
             raise SandboxError(f"the server at {self._url} gave no result: {json.dumps(answer)[:SHOWN]}")

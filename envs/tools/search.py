@@ -72,7 +72,7 @@ class SearchGroups:
     renderer: Renderer
     questions: Sequence[Question] | Examples[Question]
     toolbox: Toolbox
-    """With a search tool in it, and what else is to be there."""
+    """Has a search tool in it, and whatever else may be called."""
     group_size: int = attrs.field(default=8, validator=attrs.validators.ge(1))
     metric: Metric = attrs.field(default="exact_match", validator=attrs.validators.in_(tuple(METRICS)))
     """What the reward is. `exact_match` and `f1` are reported either way."""

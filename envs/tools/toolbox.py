@@ -217,5 +217,5 @@ async def _called(function: Callable[..., Any], arguments: dict[str, Any]) -> An
 
 
 def _text_of(function: Callable[..., Any], arguments: dict[str, Any]) -> ToolResult:
-    """In a thread: large results become text there."""
+    """Calls the function and makes a text of its result. Runs in a thread, since a large result takes a while to become text."""
     return as_result(function(**arguments))

@@ -40,7 +40,7 @@ class AnswersConfig(RowsConfig):
     concurrency: int = attrs.field(default=64, validator=_positive)
     """Answers asked for at once."""
     temperature: float = attrs.field(default=1.0, validator=attrs.validators.ge(0.0))
-    """Of the teacher's answers; 0 is greedy."""
+    """Sampling temperature of the teacher's answers; 0 is greedy."""
     answer_tokens: int = attrs.field(default=24, validator=_positive)
     """Longest answer; what is cut off there is dropped."""
     epochs: int = attrs.field(default=4, validator=_positive)

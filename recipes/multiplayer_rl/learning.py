@@ -85,7 +85,7 @@ class Lesson:
 
     @property
     def name(self) -> str:
-        """Of the recipe."""
+        """The recipe's name."""
         return self.module.rpartition(".")[2]
 
 

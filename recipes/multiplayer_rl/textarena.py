@@ -43,7 +43,7 @@ class Config(GameConfig):
     game: str = "KuhnPoker-v0"
     """Its id in TextArena."""
     options: tuple[str, ...] = ("max_rounds=1",)
-    """Of the game's class, as name=value; values as JSON, or as text."""
+    """Options of the game's class, as name=value; values as JSON, or as text."""
     players: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
     """How many play; None: as many as usual."""
     opponent: Literal["self", "random"] = "self"

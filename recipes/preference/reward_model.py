@@ -30,9 +30,9 @@ class Config(ComparisonConfig):
     """A preference model. Without flags: a tiny model learns which of two lists of words is better, in a minute on two CPU cores."""
 
     training: PreferenceStage = attrs.field(factory=PreferenceStage)
-    """Of the preference model."""
+    """Training of the preference model."""
     sft: SftStage = attrs.field(factory=SftStage)
-    """Before it."""
+    """Supervised training before it."""
 
 
 FOR_REAL_MODELS: dict[str, Any] = {

@@ -48,15 +48,15 @@ class Config(ComparisonConfig):
     """Reinforcement learning from preferences. Without flags: tiny models and made data, all three stages in two minutes on two CPU cores."""
 
     sft: SftStage = attrs.field(factory=SftStage)
-    """First stage."""
+    """First stage: supervised training on answers."""
     preference_model: PreferenceStage = attrs.field(factory=PreferenceStage)
-    """Second stage."""
+    """Second stage: the preference model."""
     preference_run: Path | None = None
     """Run directory of recipes.preference.reward_model, whose preference model is used; None: one is trained here."""
     judge: JudgeConfig = attrs.field(factory=JudgeConfig)
-    """In place of a preference model."""
+    """A model that compares answers in place of a trained preference model."""
     steps: int = attrs.field(default=40, validator=_at_least_one)
-    """Optimizer steps of the last stage."""
+    """Optimizer steps of the last stage, reinforcement learning."""
     schedule: Schedule = attrs.field(factory=lambda: Schedule(groups_per_step=16))
     """Its pace: synchronous by default."""
     group_size: int = attrs.field(default=8, validator=attrs.validators.ge(2))
@@ -72,7 +72,7 @@ class Config(ComparisonConfig):
     grad_clip: float = attrs.field(default=1.0, validator=attrs.validators.ge(0.0))
     """Largest norm of a step's gradient, which is a sum over tokens; 0: no limit."""
     loss: str | None = None
-    """By name; None: importance_sampling where every group is on-policy, ppo where max-staleness lets some be older."""
+    """Loss of the last stage, by name; None: importance_sampling where every group is on-policy, ppo where --schedule.max-staleness lets some be older."""
     max_answer: int = attrs.field(default=16, validator=_at_least_one)
     """Longest answer, in tokens."""
     baseline: Literal["initial", "data"] = "initial"

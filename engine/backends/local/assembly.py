@@ -49,7 +49,7 @@ class Prepared:
     trained: Mapping[str, Tensor]
     fixed: Mapping[str, Tensor]
     mark: str
-    """By which saved states know the model."""
+    """Digest by which a saved state knows the model it is of."""
 
 
 def prepare(module: Any, *, lora_rank: int | None, lora_alpha: float, seed: int) -> Prepared:

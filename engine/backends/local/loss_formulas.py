@@ -22,7 +22,7 @@ class LossBatch:
     """What a loss function sees."""
 
     logprobs_N: Tensor
-    """Of the target tokens under the current policy; carries the gradient."""
+    """Log-probabilities of the target tokens under the current policy; carries the gradient."""
     inputs: Mapping[str, Tensor]
     """The datums' arrays that the loss reads, each (N,), float32."""
     datum_N: Tensor

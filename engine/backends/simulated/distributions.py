@@ -65,7 +65,7 @@ class Exponential:
     mean: float = attrs.field(validator=_not_negative)
 
     def draw(self, u: float, _v: float, /) -> float:
-        """By inversion."""
+        """A value, by inversion of the distribution function."""
         return -self.mean * math.log(u)
 
 
@@ -79,7 +79,7 @@ class LogNormal:
     """Larger draws are cut to this."""
 
     def draw(self, u: float, v: float, /) -> float:
-        """By the Box-Muller transform."""
+        """A value, by the Box-Muller transform."""
         normal = math.sqrt(-2.0 * math.log(u)) * math.cos(2.0 * math.pi * v)
         return min(self.maximum, self.mean * math.exp(self.sigma * normal - self.sigma * self.sigma / 2.0))
 

@@ -37,7 +37,7 @@ class Memory:
         return job
 
     def saved(self) -> dict[str, Any]:
-        """As JSON, at this moment."""
+        """The state at this moment, as JSON values."""
         cut = anyio.current_time()
         self._server.advance(cut)
         requests = {

@@ -24,7 +24,7 @@ class Job:
     """A request in the server."""
 
     seconds: Sequence[float]
-    """By sample."""
+    """How long each sample takes."""
     priority: float
     arrival: int
     started: int = 0

@@ -126,7 +126,7 @@ def _parent_of(process: str) -> int:
 
 
 def _become_solution(source: str, limits: dict[str, Any], descriptors: Sequence[int]) -> NoReturn:
-    """In a fork of the nursery: streams, limits, user, then the code. A fourth descriptor is the line on which its functions are called."""
+    """Turns a fork of the nursery into the answer's program: streams, limits, user, then the code. A fourth descriptor is the line on which its functions are called."""
     code = 1
     try:
         os.setsid()
