@@ -15,8 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 StopReason = Literal["stop", "length"]
+"""stop: one of `SamplingParams.stop` was reached. length: the limit on tokens was, or the end of the context."""
 Tokens = NDArray[np.int32]
+"""Token ids, shape (T,)."""
 Logprobs = NDArray[np.float32]
+"""Log-probabilities of tokens, shape (T,), natural log."""
 
 
 def _arrays_equal(left: NDArray[Any], right: NDArray[Any]) -> bool:
@@ -107,8 +110,8 @@ class Datum:
     """One training sequence: the input, and per-position arrays that the loss reads.
 
     `loss_inputs` arrays have shape (T,) with T = `model_input.length`; position t of `target_tokens` is the token that
-    follows input position t. By loss: cross_entropy reads `target_tokens`, `weights`; importance_sampling, ppo and cispo read
-    `target_tokens`, `logprobs` (of the sampler), `advantages`.
+    follows input position t. Which others there are, the loss says (`engine.training.losses`): cross_entropy reads `target_tokens` and `weights`;
+    importance_sampling, ppo and cispo read `target_tokens`, `logprobs` (natural log, of the policy that sampled) and `advantages`.
     """
 
     model_input: ModelInput
@@ -125,14 +128,19 @@ class Loss:
 
 @attrs.frozen
 class AdamParams:
-    """One optimizer step of AdamW. Gradients are sums over tokens; `grad_clip_norm` 0 means no clipping."""
+    """One optimizer step of AdamW (arXiv:1711.05101)."""
 
     learning_rate: float = 1e-4
     beta1: float = 0.9
+    """Share of the old value that the gradient's running mean keeps a step,"""
     beta2: float = 0.95
+    """and that its running mean square keeps."""
     eps: float = 1e-8
+    """Added to the root of the mean square."""
     weight_decay: float = 0.0
+    """Decoupled: every step takes `learning_rate * weight_decay` of each weight away."""
     grad_clip_norm: float = 0.0
+    """Largest L2 norm of the gradient, which is a sum over tokens; 0: no limit."""
 
 
 @attrs.frozen
@@ -140,11 +148,13 @@ class SamplingParams:
     """How a completion is drawn."""
 
     max_tokens: int = attrs.field(default=256, validator=attrs.validators.ge(1))
+    """Most tokens of the completion."""
     temperature: float = attrs.field(default=1.0, validator=attrs.validators.ge(0.0))
-    """0 is greedy."""
+    """What logits are divided by; 0 is greedy."""
     top_p: float = attrs.field(default=1.0, validator=[attrs.validators.gt(0.0), attrs.validators.le(1.0)])
+    """Draw from the fewest tokens whose probabilities add up to this; 1: from all."""
     top_k: int = -1
-    """-1: no limit."""
+    """Draw from so many of the likeliest tokens; -1: from all."""
     stop: tuple[str | int, ...] = ()
     """Stop strings and stop token ids. The tokens that completed the stop are part of the completion."""
 
