@@ -38,7 +38,7 @@ class Trajectory:
     """One member's episode."""
 
     turns: tuple[Turn, ...]
-    """None where the game was over before the member's first turn."""
+    """Empty where the game was over before the member's first turn."""
     end: EndReason = "done"
     final_reward: float = 0.0
     """Reward beside the turns' own: for how the episode ended, and from comparing the group's members."""
