@@ -23,7 +23,8 @@ from typing import Any, Literal, TypeVar, overload
 import attrs
 
 from engine.rendering.tools import ToolSpec
-from envs.tools.kinds import WRONG, Field, Kind, UnsupportedType, object_kind
+from envs.tools.fields import Field
+from envs.tools.kinds import WRONG, Kind, UnsupportedType, object_kind
 
 F = TypeVar("F", bound=Callable[..., Any])
 Runs = Literal["loop", "thread", "process"]
