@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from actors import RunResult
     from engine.rendering import Renderer
     from engine.runtime import WorkerPool
-    from envs.reasoning_tasks.env import ReasoningGroups
+    from envs.reasoning_tasks.dataset import ReasoningGroups
 
 _positive = attrs.validators.ge(1)
 _optional_positive: Any = attrs.validators.optional(_positive)
@@ -104,7 +104,7 @@ async def run(config: Config, ports: Ports = DEFAULT) -> RunResult | None:
     from engine.runtime import WorkerPool
     from engine.runtime.seeds import derive_seed
     from envs.reasoning_tasks import require_reasoning_gym
-    from envs.reasoning_tasks.env import PRELOAD
+    from envs.reasoning_tasks.dataset import PRELOAD
     from recipes.tiny_reasoning import VOCABULARY, worked
     from recipes.warm_up import open_worked
 

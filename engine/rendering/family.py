@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 import attrs
 
 from engine.backends.values import ModelInput
+from engine.rendering.grammar import AnswerGrammar
 from engine.rendering.messages import ImagePart, Message, Part, RenderError, Role, ThinkingPart, ToolCallPart
-from engine.rendering.parsing import AnswerGrammar, GrammarParser, ParsedMessage, StreamParser
+from engine.rendering.parsing import GrammarParser, ParsedMessage, StreamParser
 from engine.rendering.script import Kind, Script, Written, missing_controls
 from engine.rendering.supervision import (
     SupervisedExample,

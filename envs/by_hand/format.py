@@ -22,9 +22,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from engine.rendering import Renderer, as_vocabulary
 from engine.rendering.family import Conversation, Family
+from engine.rendering.grammar import AnswerGrammar
 from engine.rendering.images import image_chunk
 from engine.rendering.messages import ImagePart, Message, Part, Role, ToolCallPart, UnparsedToolCallPart
-from engine.rendering.parsing import AnswerGrammar
 from engine.rendering.script import Kind, Script
 from engine.rendering.tools import ToolSpec, call_with_arguments
 

@@ -8,7 +8,8 @@ budget (extra `gym`).
 from __future__ import annotations
 
 from envs.reasoning_tasks.curriculum import Curriculum, CurriculumConfig
-from envs.reasoning_tasks.env import ReasoningEnv, ReasoningForm, ReasoningGroups, groups, open_reasoning_tasks
+from envs.reasoning_tasks.dataset import ReasoningGroups, groups, open_reasoning_tasks
+from envs.reasoning_tasks.env import ReasoningEnv, ReasoningForm
 from envs.reasoning_tasks.source import NotGenerated
 from envs.reasoning_tasks.work import require_reasoning_gym
 

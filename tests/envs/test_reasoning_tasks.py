@@ -19,7 +19,8 @@ from envs import conformance
 from envs.contracts import AdaptiveGroups, GroupDataset
 from envs.reasoning_tasks import CurriculumConfig, NotGenerated, ReasoningForm, open_reasoning_tasks
 from envs.reasoning_tasks.curriculum import Curriculum
-from envs.reasoning_tasks.env import PRELOAD, final_answer
+from envs.reasoning_tasks.dataset import PRELOAD
+from envs.reasoning_tasks.env import final_answer
 from envs.reasoning_tasks.guarded import Refused, formula, literal
 from recipes.tiny import make_tokenizer
 

@@ -8,8 +8,8 @@ from typing import ClassVar
 import attrs
 
 from engine.rendering.family import Conversation, Family, visible
+from engine.rendering.grammar import NEWLINES, ONE_NEWLINE, AnswerGrammar, CallItems
 from engine.rendering.messages import Message, Part, RenderError, Role, ToolCallPart
-from engine.rendering.parsing import NEWLINES, ONE_NEWLINE, AnswerGrammar, CallItems
 from engine.rendering.script import Kind, Script
 from engine.rendering.tools import Call, ToolSpec, call_from_json, dump_json
 

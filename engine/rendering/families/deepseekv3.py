@@ -12,9 +12,9 @@ from typing import ClassVar, Literal
 import attrs
 
 from engine.rendering.family import Conversation, Family, visible
+from engine.rendering.grammar import AnswerGrammar, CallItems
 from engine.rendering.lexing import Control
 from engine.rendering.messages import Part, RenderError, Role, ToolCallPart, UnparsedToolCallPart
-from engine.rendering.parsing import AnswerGrammar, CallItems
 from engine.rendering.script import Kind, Script
 from engine.rendering.tools import ToolSpec, call_with_arguments, dump_json
 

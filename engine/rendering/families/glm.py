@@ -13,9 +13,9 @@ import attrs
 
 from engine.rendering.families.qwen3_5 import trimmed
 from engine.rendering.family import Conversation, Family, visible
+from engine.rendering.grammar import NOTHING, WHITESPACE, AnswerGrammar, CallItems
 from engine.rendering.lexing import Control
 from engine.rendering.messages import Part, Role, ToolCallPart, UnparsedToolCallPart
-from engine.rendering.parsing import NOTHING, WHITESPACE, AnswerGrammar, CallItems
 from engine.rendering.script import Kind, Script
 from engine.rendering.tools import ToolSpec, argument_types, dump_json, plain_argument, typed_argument
 

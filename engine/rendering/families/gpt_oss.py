@@ -14,18 +14,10 @@ from typing import ClassVar, Literal
 import attrs
 
 from engine.rendering.family import Conversation, Family, answered_call
+from engine.rendering.grammar import AnswerGrammar
 from engine.rendering.lexing import Control, Lexer, as_list, control_names
 from engine.rendering.messages import Message, Part, RenderError, Role, TextPart, ThinkingPart, UnparsedToolCallPart
-from engine.rendering.parsing import (
-    AnswerGrammar,
-    Delta,
-    Event,
-    Failure,
-    ParsedMessage,
-    PartEnd,
-    StreamParser,
-    Termination,
-)
+from engine.rendering.parsing import Delta, Event, Failure, ParsedMessage, PartEnd, StreamParser, Termination
 from engine.rendering.script import Kind, Script
 from engine.rendering.tools import ToolSpec, call_with_arguments, dump_json
 from engine.rendering.typescript import harmony_declarations

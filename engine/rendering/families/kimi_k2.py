@@ -13,6 +13,7 @@ import attrs
 
 from engine.rendering.families.deepseekv3 import split_calls
 from engine.rendering.family import Conversation, Family, answered_call, visible
+from engine.rendering.grammar import AnswerGrammar, CallItems
 from engine.rendering.images import image_chunk, image_size, kimi_tokens
 from engine.rendering.lexing import Control
 from engine.rendering.messages import (
@@ -24,7 +25,6 @@ from engine.rendering.messages import (
     ToolResultPart,
     UnparsedToolCallPart,
 )
-from engine.rendering.parsing import AnswerGrammar, CallItems
 from engine.rendering.script import Kind, Script
 from engine.rendering.tools import ToolSpec, call_with_arguments, dump_json
 from engine.rendering.typescript import kimi_declarations

@@ -12,8 +12,8 @@ import attrs
 
 from engine.rendering.families.qwen3_5 import trimmed
 from engine.rendering.family import Conversation, Family, visible
+from engine.rendering.grammar import WHITESPACE, AnswerGrammar
 from engine.rendering.messages import Part, RenderError, Role, UnparsedToolCallPart
-from engine.rendering.parsing import WHITESPACE, AnswerGrammar
 from engine.rendering.script import Kind, Script
 from engine.rendering.tools import ToolSpec, call_from_json, dump_json, load_json
 

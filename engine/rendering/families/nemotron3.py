@@ -14,8 +14,8 @@ from engine.rendering.families.chatml import CALL, IM_START, ChatML
 from engine.rendering.families.qwen3 import THINK
 from engine.rendering.families.qwen3_5 import read_xml_call, write_xml_tools, xml_call
 from engine.rendering.family import Conversation, visible
+from engine.rendering.grammar import NOTHING, ONE_NEWLINE, WHITESPACE, AnswerGrammar
 from engine.rendering.messages import RenderError, Role
-from engine.rendering.parsing import NOTHING, ONE_NEWLINE, WHITESPACE, AnswerGrammar
 from engine.rendering.script import Kind, Script
 from engine.rendering.tools import ToolSpec, dump_json
 

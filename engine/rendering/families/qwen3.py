@@ -12,9 +12,9 @@ import attrs
 
 from engine.rendering.families.chatml import CALL, IM_START, ChatML, read_json_call
 from engine.rendering.family import Conversation, visible
+from engine.rendering.grammar import NEWLINES, NOTHING, ONE_NEWLINE, AnswerGrammar
 from engine.rendering.images import image_chunk, image_size, qwen_vl_tokens
 from engine.rendering.messages import ImagePart, Message, Part, Role, TextPart
-from engine.rendering.parsing import NEWLINES, NOTHING, ONE_NEWLINE, AnswerGrammar
 from engine.rendering.script import Kind, Script
 from engine.rendering.tools import ToolSpec
 

@@ -14,8 +14,8 @@ import attrs
 from engine.rendering.families.chatml import CALL, ChatML
 from engine.rendering.families.qwen3 import THINK, Qwen3, last_query
 from engine.rendering.family import Conversation, visible
+from engine.rendering.grammar import WHITESPACE, AnswerGrammar, CallItems
 from engine.rendering.messages import Part, RenderError, TextPart, ToolCallPart, ToolResultPart
-from engine.rendering.parsing import WHITESPACE, AnswerGrammar, CallItems
 from engine.rendering.script import Kind, Script
 from engine.rendering.tools import ToolSpec, call_from_xml, dump_json
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import attrs
 
 from engine.rendering.family import Conversation, Family, refuse_tools
+from engine.rendering.grammar import AnswerGrammar, Trim
 from engine.rendering.messages import RenderError, Role, ThinkingPart
-from engine.rendering.parsing import AnswerGrammar, Trim
 from engine.rendering.script import Kind, Script
 from engine.rendering.tools import ToolSpec
 

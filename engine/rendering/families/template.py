@@ -18,9 +18,10 @@ import attrs
 import numpy as np
 
 from engine.backends.values import ModelInput
+from engine.rendering.grammar import NEWLINES, AnswerGrammar
 from engine.rendering.messages import Message, RenderError, Role
 from engine.rendering.openai_format import to_openai
-from engine.rendering.parsing import NEWLINES, AnswerGrammar, GrammarParser, ParsedMessage, StreamParser
+from engine.rendering.parsing import GrammarParser, ParsedMessage, StreamParser
 from engine.rendering.supervision import SupervisedExample, TrainOnWhat, add_example, check_trainable, trained_messages
 from engine.rendering.tools import ToolSpec
 from engine.rendering.vocabulary import HuggingFaceVocabulary, Vocabulary
