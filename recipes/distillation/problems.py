@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 
@@ -11,10 +12,12 @@ from envs.arithmetic import Difficulty
 from recipes.row_data import SourceConfig, load_split
 
 if TYPE_CHECKING:
-    from engine.data import LoadRows
+    from engine.data import Examples, LoadRows, Rows
     from engine.rendering import Message, Renderer
     from envs.contracts import GroupDataset
+    from envs.prompts import Asks
 
+T = TypeVar("T")
 _positive = attrs.validators.ge(1)
 
 
@@ -34,35 +37,24 @@ def load_problems(
     config: ProblemConfig, load: LoadRows, renderer: Renderer
 ) -> tuple[GroupDataset, GroupDataset | None]:
     """What to train on, and what is held out, one answer to each. Blocks: it may download, and indexes files."""
+    from engine.data import read_prompts
     from engine.runtime.seeds import derive_seed
     from envs.arithmetic import ArithmeticGroups
+    from envs.prompts import as_it_is
 
     if config.data is None and config.dataset is None:
         sums = ArithmeticGroups(renderer, config.difficulty, config.group_size, seed=derive_seed(config.seed, 1))
         held = attrs.evolve(sums, group_size=1, count=config.evaluation_problems, seed=derive_seed(config.seed, 2))
         return sums, held
-    return _from_rows(config, load, renderer)
-
-
-def _from_rows(config: ProblemConfig, load: LoadRows, renderer: Renderer) -> tuple[GroupDataset, GroupDataset | None]:
-    from engine.data import Examples, Prompt, read_prompts
-    from envs.prompts import PromptGroups, as_it_is
-
-    def groups(prompts: Examples[Prompt], group_size: int) -> PromptGroups[Prompt]:
-        return PromptGroups(renderer, prompts, as_it_is, group_size)
-
-    read = partial(read_prompts, on_bad_row=config.on_bad_row)
-    train, test = load_split(config, load, None, read)
-    return groups(train, config.group_size), groups(test, 1) if test is not None else None
+    return _from_rows(config, load, renderer, partial(read_prompts, on_bad_row=config.on_bad_row), as_it_is)
 
 
 def load_hinted(
     config: ProblemConfig, hint: str, load: LoadRows, renderer: Renderer
 ) -> tuple[GroupDataset, GroupDataset | None]:
-    """As `load_problems`, of problems with an answer; a teacher reads `hint`, made of question, answer and solution, in the question's place. Blocks."""
-    from engine.data import Examples, Problem, read_problems
+    """Like `load_problems`, for problems with an answer; a teacher reads `hint`, made of question, answer and solution, in the question's place. Blocks."""
+    from engine.data import Problem, read_problems
     from engine.rendering import user
-    from envs.prompts import PromptGroups
 
     if config.data is None and config.dataset is None:
         return _hinted_sums(config, hint, load, renderer)
@@ -71,12 +63,18 @@ def load_hinted(
         told = hint.format(question=problem.question, answer=problem.answer, solution=problem.solution or "")
         return [user(problem.question)], [user(told)]
 
-    def groups(problems: Examples[Problem], group_size: int) -> PromptGroups[Problem]:
-        return PromptGroups(renderer, problems, ask, group_size)
+    return _from_rows(config, load, renderer, partial(read_problems, on_bad_row=config.on_bad_row), ask)
 
-    read = partial(read_problems, on_bad_row=config.on_bad_row)
+
+def _from_rows(
+    config: ProblemConfig, load: LoadRows, renderer: Renderer, read: Callable[[Rows], Examples[T]], ask: Asks[T]
+) -> tuple[GroupDataset, GroupDataset | None]:
+    """Rows as groups. `ask`: what the student reads of an example, and the teacher."""
+    from envs.prompts import PromptGroups
+
     train, test = load_split(config, load, None, read)
-    return groups(train, config.group_size), groups(test, 1) if test is not None else None
+    held_out = PromptGroups(renderer, test, ask, 1) if test is not None else None
+    return PromptGroups(renderer, train, ask, config.group_size), held_out
 
 
 def _hinted_sums(

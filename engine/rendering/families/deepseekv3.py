@@ -6,7 +6,7 @@ alone remains.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
 
 import attrs
@@ -170,27 +170,34 @@ def _role_before(conversation: Conversation, index: int) -> str | None:
     return next((message.role for message in reversed(conversation.messages[:index]) if message.role != "system"), None)
 
 
-def split_calls(items: CallItems, begin: str, end: str) -> list[list[str | Control]]:
-    """The bodies between `begin` and `end` in a section; whatever stands outside of them is a body of its own."""
+def read_section(items: CallItems, begin: str, end: str, call: Callable[[str, str, str], Part]) -> Sequence[Part]:
+    """The calls between `begin` and `end` in a section; whatever stands outside of them is read as one, too.
+
+    A control token divides each into what says its name, and its arguments: `call(head, arguments, written)` makes a part of the three texts.
+    """
     bodies: list[list[str | Control]] = [[]]
     for item in items:
         if isinstance(item, Control) and item.name in (begin, end):
             bodies.append([])
         else:
             bodies[-1].append(item)
-    return [body for body in bodies if "".join(item if isinstance(item, str) else item.name for item in body).strip()]
+    found: list[Part] = []
+    for body in bodies:
+        written = _written(body)
+        if not written.strip():
+            continue
+        at = next((n for n, item in enumerate(body) if isinstance(item, Control)), None)
+        if at is None:
+            found.append(UnparsedToolCallPart(written, "no arguments"))
+        else:
+            found.append(call(_written(body[:at]).strip(), _written(body[at + 1 :]), written))
+    return found or [UnparsedToolCallPart("", "an empty section of tool calls")]
+
+
+def _written(items: CallItems) -> str:
+    return "".join(item if isinstance(item, str) else item.name for item in items)
 
 
 def read_calls(items: CallItems) -> Sequence[Part]:
     """The calls of a section."""
-    found: list[Part] = []
-    for body in split_calls(items, CALL_BEGIN, CALL_END):
-        written = "".join(item if isinstance(item, str) else item.name for item in body)
-        at = next((n for n, item in enumerate(body) if isinstance(item, Control)), None)
-        if at is None:
-            found.append(UnparsedToolCallPart(written, "no arguments"))
-            continue
-        name = "".join(item for item in body[:at] if isinstance(item, str)).strip()
-        arguments = "".join(item if isinstance(item, str) else item.name for item in body[at + 1 :])
-        found.append(call_with_arguments(name, arguments, written))
-    return found or [UnparsedToolCallPart("", "an empty section of tool calls")]
+    return read_section(items, CALL_BEGIN, CALL_END, call_with_arguments)

@@ -11,11 +11,10 @@ from typing import Any, ClassVar, Literal
 
 import attrs
 
-from engine.rendering.families.deepseekv3 import split_calls
+from engine.rendering.families.deepseekv3 import read_section
 from engine.rendering.family import Conversation, Family, answered_call, visible
 from engine.rendering.grammar import AnswerGrammar, CallItems
 from engine.rendering.images import image_chunk, image_size, kimi_tokens
-from engine.rendering.lexing import Control
 from engine.rendering.messages import (
     ImagePart,
     Part,
@@ -23,7 +22,6 @@ from engine.rendering.messages import (
     Role,
     ToolCallPart,
     ToolResultPart,
-    UnparsedToolCallPart,
 )
 from engine.rendering.script import Kind, Script
 from engine.rendering.tools import ToolSpec, call_with_arguments, dump_json
@@ -197,15 +195,9 @@ def _call_id(conversation: Conversation, index: int) -> str:
 
 def read_calls(items: CallItems) -> Sequence[Part]:
     """The calls of a section. The name stands in the id: `functions.name:0`."""
-    found: list[Part] = []
-    for body in split_calls(items, CALL_BEGIN, CALL_END):
-        written = "".join(item if isinstance(item, str) else item.name for item in body)
-        at = next((n for n, item in enumerate(body) if isinstance(item, Control)), None)
-        if at is None:
-            found.append(UnparsedToolCallPart(written, "no arguments"))
-            continue
-        call_id = "".join(item for item in body[:at] if isinstance(item, str)).strip()
+
+    def call(call_id: str, arguments: str, written: str) -> Part:
         name = call_id.removeprefix("functions.").rpartition(":")[0] or call_id
-        arguments = "".join(item if isinstance(item, str) else item.name for item in body[at + 1 :])
-        found.append(call_with_arguments(name, arguments, written, call_id))
-    return found or [UnparsedToolCallPart("", "an empty section of tool calls")]
+        return call_with_arguments(name, arguments, written, call_id)
+
+    return read_section(items, CALL_BEGIN, CALL_END, call)
