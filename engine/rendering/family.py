@@ -17,7 +17,7 @@ from engine.backends.values import ModelInput
 from engine.rendering.grammar import AnswerGrammar
 from engine.rendering.messages import ImagePart, Message, Part, RenderError, Role, ThinkingPart, ToolCallPart
 from engine.rendering.parsing import GrammarParser, ParsedMessage, StreamParser
-from engine.rendering.script import Kind, Script, Written, missing_controls
+from engine.rendering.script import Kind, Script, missing_controls
 from engine.rendering.supervision import (
     SupervisedExample,
     TrainOnWhat,
@@ -229,10 +229,6 @@ class Family(ABC):
         if others and max(others) >= ends[-1]:
             ends.append(whole)
         return ends
-
-    def write_whole(self, messages: Sequence[Message], *, tools: Sequence[ToolSpec] = ()) -> Written:
-        """The conversation as the family's official template writes it without a generation prompt."""
-        return self.write(Conversation(tuple(messages), tuple(tools))).finish()
 
     def stop_sequences(self) -> tuple[str | int, ...]:
         """Ids of the stop tokens this vocabulary has."""

@@ -27,7 +27,6 @@ JUDGING = Path(__file__).parent / "judging"
 
 Outcome = Literal["passed", "wrong", "raised", "timed_out", "died", "malformed", "not_run"]
 """passed; wrong result; it raised or exited with an error; too slow; its process ended or killed those around it; an answer that is no data; never tried."""
-OUTCOMES: tuple[Outcome, ...] = ("passed", "wrong", "raised", "timed_out", "died", "malformed", "not_run")
 
 _positive: Any = attrs.validators.gt(0)
 PAUSE_EVERY = 1 << 20

@@ -83,11 +83,6 @@ class CodeProblem:
             code = self.stub + code if self.stub.endswith("\n") else f"{self.stub}\n{code}"
         return f"{self.prelude}\n{code}" if self.prelude else code
 
-    @property
-    def public_tests(self) -> Sequence[Test]:
-        """Those that the answerer may know."""
-        return [test for test in self.tests if test.public]
-
 
 class CodeProblems(Protocol):
     """Problems by position: a list, `ToyProblems`, or what `read_code_problems` gives."""

@@ -62,11 +62,6 @@ class SlotServer:
         """Nothing runs, waits or is being waited for."""
         return not (self._running or self._waiting or self._callers)
 
-    @property
-    def waiting_samples(self) -> int:
-        """Samples without a slot."""
-        return sum(len(job.seconds) - job.started for _, _, job in self._waiting if not job.withdrawn)
-
     def admit(self, seconds: Sequence[float], priority: float, now: float) -> Job:
         """Puts a request with samples of these durations into the queue."""
         self.advance(now)

@@ -13,9 +13,6 @@ from envs.grading.mathematics.numeric import real_value
 from envs.grading.mathematics.polynomials import Exact, Fuel, Monster, TooHard, constant
 from envs.grading.mathematics.trees import Const, Group, Prod, Relation, Sym, Tree, Union
 
-CLOSE = 1e-12
-"""Relative distance at which two ends are looked at exactly."""
-
 
 @attrs.frozen
 class End:
