@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import tracemalloc
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import pytest
 
@@ -16,9 +16,10 @@ from engine.runtime.testing import simulate
 from envs.contracts import Policy
 from envs.rollout import RolloutSettings
 from tests.actors.scenarios import Batches, Patterns
+from tests.thoroughness import THOROUGH
 
-STEPS = 150
-EARLY, LATE = range(45, 50), range(STEPS - 5, STEPS)
+STEPS = 120 if not THOROUGH else 300
+EARLY, LATE = range(40, 45), range(STEPS - 5, STEPS)
 """Steps at which the heap is measured; what is in flight differs, so the least of each counts."""
 
 
@@ -48,6 +49,18 @@ class Meter:
         """Bytes a step."""
         early, late = (min(self.bytes[step] for step in steps) for steps in (EARLY, LATE))
         return (late - early) / (LATE[0] - EARLY[0])
+
+
+def traced(program: Callable[[], Awaitable[RunResult]]) -> RunResult:
+    """The program's result, its memory traced. What was there before is nothing that a collection has to look through."""
+    gc.collect()
+    gc.freeze()
+    tracemalloc.start()
+    try:
+        return simulate(program, seed=1).unwrap()
+    finally:
+        tracemalloc.stop()
+        gc.unfreeze()
 
 
 def backend() -> SimulatedBackend:
@@ -83,11 +96,7 @@ def test_reinforcement_learning(schedule: Schedule) -> None:
             evaluations=[Evaluation("often", nothing, every=10)],
         )
 
-    tracemalloc.start()
-    try:
-        result = simulate(program, seed=1).unwrap()
-    finally:
-        tracemalloc.stop()
+    result = traced(program)
     step = sum(row["tokens/trained"] for row in result.rows) / STEPS * (4 + 4 + 4 * 4)
     assert step > 4_000  # bytes of a step's tokens, logprobs and datums alone, were they kept
     assert meter.growth() < 1000 + rows(result)
@@ -99,9 +108,5 @@ def test_supervised_learning() -> None:
     async def program() -> RunResult:
         return await train_supervised(backend(), batches=Batches(7, 8), steps=STEPS, ahead=2, observers=[meter])
 
-    tracemalloc.start()
-    try:
-        result = simulate(program, seed=1).unwrap()
-    finally:
-        tracemalloc.stop()
+    result = traced(program)
     assert meter.growth() < 1000 + rows(result)

@@ -24,6 +24,7 @@ from engine.storage.run_directory import RunDirectoryError
 from engine.training.kl import full_sequence
 from tests.actors.harness import training_of
 from tests.actors.scenarios import Batches, make_backend
+from tests.thoroughness import stride
 
 STEPS = 6
 
@@ -87,7 +88,7 @@ def test_a_resumed_run_loads_the_original(tmp_path: Path) -> None:
         backends.append(make_backend())
         return await train(backends[-1], tmp_path / "run")
 
-    for report in every_cancellation(begin, stride=11):
+    for report in every_cancellation(begin, stride=stride(37, 11)):
         assert report.error is None
         assert backends[-1].live_snapshots == ()
         again = make_backend()

@@ -13,9 +13,13 @@ import trio
 from actors import RunResult
 from engine.backends.simulated import SimulatedBackend
 from engine.runtime.testing import simulate
+from engine.storage.run_directory import CHECKPOINTS
 from tests.actors.scenarios import MODES, Patterns, make_backend, run_patterns
+from tests.thoroughness import stride
 
 STEPS = 6
+MOMENTS = {mode: 3 * number for number, mode in enumerate(MODES)}
+"""So that the modes are killed at moments of their own."""
 
 
 def training_of(backend: SimulatedBackend) -> dict[int, tuple[Any, ...]]:
@@ -28,17 +32,21 @@ def training_of(backend: SimulatedBackend) -> dict[int, tuple[Any, ...]]:
 
 
 class DiskWatcher(trio.abc.Instrument):
-    """Copies the run directory at chosen task steps: what a SIGKILL at that moment would have left."""
+    """Copies the run directory at every `every`-th task step, and whenever there is another checkpoint: what a SIGKILL at that moment would have left."""
 
     def __init__(self, run: Path, copies: Path, every: int) -> None:
         self.run, self.copies, self.every = run, copies, every
         self.steps = 0
+        self.checkpoints = 0
         self.taken: list[Path] = []
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
         self.steps += 1
-        if self.steps % self.every == 0 and self.run.exists():
+        written = self.run / CHECKPOINTS
+        checkpoints = written.stat().st_size if written.exists() else 0
+        if self.run.exists() and (self.steps % self.every == 0 or checkpoints != self.checkpoints):
             self.copy()
+        self.checkpoints = checkpoints
 
     def copy(self) -> None:
         target = self.copies / f"{len(self.taken):04d}"
@@ -64,11 +72,11 @@ def test_resumed_run_equals_uninterrupted_run(mode: str, turns: int, tmp_path: P
     async def uninterrupted() -> RunResult:
         return await run_patterns(backend, schedule, steps=STEPS, dataset=dataset, directory=tmp_path / "run")
 
-    watcher = DiskWatcher(tmp_path / "run", tmp_path / "copies", every=37)
+    watcher = DiskWatcher(tmp_path / "run", tmp_path / "copies", every=stride(100 * turns + MOMENTS[mode], 37))
     result = run_watched(uninterrupted, watcher=watcher, seed=1)
     wanted = training_of(backend)
     assert sorted(wanted) == list(range(STEPS))
-    assert len(watcher.taken) > 10
+    assert len(watcher.taken) > 5
     watcher.copy()  # a run that had just finished
 
     resumed_from = set()

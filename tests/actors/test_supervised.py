@@ -19,6 +19,7 @@ from engine.runtime.testing import every_cancellation, schedules, simulate
 from envs.contracts import Policy
 from tests.actors.harness import names_of, training_of
 from tests.actors.scenarios import Batches, make_backend
+from tests.thoroughness import stride
 
 AHEAD = [0, 1, 3]
 ADAM = AdamParams(learning_rate=0.01)
@@ -177,7 +178,7 @@ def test_slow_evaluation_of_an_older_version_survives_a_resume(ahead: int, tmp_p
         )
 
     resumed_with_older = 0
-    for report in every_cancellation(begin, stride=29):
+    for report in every_cancellation(begin, stride=stride(83, 29)):
         assert report.error is None
         path = tmp_path / str(number)
         newest = sorted((path / "checkpoints").glob("0*"))[-1:]

@@ -61,24 +61,29 @@ async def steps(groups: CodeGroups, *answers: str) -> list[Step]:
     return [await env.step(sampled(answer)) for answer in answers]
 
 
-def groups_of(grader: CodeGrader, **settings: Any) -> CodeGroups:
-    return CodeGroups(RENDERER, [PROBLEM], grader, 4, CodeSettings(**settings))
+def groups_of(grader: CodeGrader, size: int = 4, **settings: Any) -> CodeGroups:
+    return CodeGroups(RENDERER, [PROBLEM], grader, size, CodeSettings(**settings))
 
 
 @asynccontextmanager
-async def local_groups(**settings: Any) -> AsyncIterator[CodeGroups]:
+async def local_groups(size: int = 4, **settings: Any) -> AsyncIterator[CodeGroups]:
     async with open_grader(settings=GradingSettings(seconds=1.0, budget=5.0)) as grader:
-        yield groups_of(grader, **settings)
+        yield groups_of(grader, size, **settings)
 
 
 # ---- the suite of all environments
 
 SUITES = {
     "one_attempt": conformance.Subject(
-        local_groups, RENDERER, answers=[fenced(RIGHT), "no code"], problems=(0,), cancellations=4
+        lambda: local_groups(size=2), RENDERER, answers=[fenced(RIGHT), "no code"], problems=(0,), cancellations=4
     ),
     "two_attempts": conformance.Subject(
-        lambda: local_groups(attempts=2), RENDERER, answers=[fenced(HALF)], problems=(0,), max_turns=2, cancellations=2
+        lambda: local_groups(size=2, attempts=2),
+        RENDERER,
+        answers=[fenced(HALF)],
+        problems=(0,),
+        max_turns=2,
+        cancellations=2,
     ),
 }
 

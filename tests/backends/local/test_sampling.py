@@ -323,7 +323,7 @@ async def test_snapshots_of_adapters_copy_only_adapters(tiny: Path) -> None:
     async with opened(tiny, lora_rank=2) as (backend, snapshot), opened(tiny) as (_, whole):
         assert snapshot.weights_P.numel() < whole.weights_P.numel() / 4
         a, b = snapshot.for_sampler.bound(), (await backend.snapshot().result()).for_sampler.bound()
-        assert a.layers[0].qkv.weight.data_ptr() == b.layers[0].qkv.weight.data_ptr()
+        assert a.weights.layers[0].qkv.weight.data_ptr() == b.weights.layers[0].qkv.weight.data_ptr()
 
 
 @pytest.mark.anyio

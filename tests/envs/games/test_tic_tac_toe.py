@@ -22,6 +22,9 @@ from envs.games.match import MatchRules
 from envs.games.tic_tac_toe import EMPTY, TicTacToe
 from envs.rollout import Retry, RolloutLimits, RolloutSettings, play_group
 from tests.envs.games.tables import RENDERER, TOKENIZER, Speaker
+from tests.thoroughness import THOROUGH
+
+MANY = 1000 if THOROUGH else 240
 
 
 def lines() -> Iterator[tuple[int, ...]]:
@@ -221,10 +224,10 @@ def test_games_that_are_over_before_the_second_players_turn_are_trained() -> Non
 
 @pytest.mark.parametrize(
     ("games", "schedule"),
-    [(200, Schedule(5)), (1000, Schedule(25, max_staleness=2, minibatches=5))],
+    [(200, Schedule(5)), (MANY, Schedule(MANY // 40, max_staleness=2, minibatches=5))],
     ids=["sync", "async"],
 )
-def test_a_thousand_games_against_itself_and_no_group_is_stuck(games: int, schedule: Schedule) -> None:
+def test_many_games_against_itself_and_no_group_is_stuck(games: int, schedule: Schedule) -> None:
     """With failing and slow sampling, illegal moves, and episodes cut off by their wall clock in the middle of a game."""
     report = self_play(games, schedule, seed=3)
     result = report.unwrap()
