@@ -109,7 +109,7 @@ def _plain_warnings(name: str) -> Iterator[None]:
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
         if category.__module__.partition(".")[0] in OURS:
-            print(f"{name}: warning: {message}", file=sys.stderr)
+            warn(f"{name}: warning: {message}")
         else:
             show_others(message, category, *place, **options)
 
