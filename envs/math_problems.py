@@ -58,7 +58,7 @@ class MathForm:
     format_penalty: float = attrs.field(default=0.1, validator=attrs.validators.ge(0))
     """Taken from the reward of an answer that was cut off, or is not boxed where it should be."""
     max_tokens: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
-    """Longest answer; None: the rollout's own limit."""
+    """Longest answer, in tokens; None: the rollout's own limit."""
 
 
 class Problems(Protocol):

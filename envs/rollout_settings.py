@@ -26,7 +26,7 @@ class RolloutLimits:
     max_tokens: int | None = attrs.field(default=None, validator=_optional_positive)
     """Most sampled tokens of an episode, over all its turns."""
     max_context: int | None = attrs.field(default=None, validator=_optional_positive)
-    """Longest prompt and completion together."""
+    """Longest prompt and completion together, in tokens."""
     wall_clock: float | None = attrs.field(default=None, validator=_optional_positive)
     """Most seconds of an episode, from its reset on, sampling included."""
     provision: float | None = attrs.field(default=None, validator=_optional_positive)

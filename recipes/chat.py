@@ -44,7 +44,7 @@ class Config(ModelConfig):
     system: str | None = None
     """System message."""
     max_tokens: int = attrs.field(default=512, validator=attrs.validators.ge(1))
-    """Longest answer."""
+    """Longest answer, in tokens."""
     temperature: float = attrs.field(default=0.7, validator=attrs.validators.ge(0.0))
     """0 is greedy."""
     top_p: float = attrs.field(default=1.0, validator=[attrs.validators.gt(0.0), attrs.validators.le(1.0)])

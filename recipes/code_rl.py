@@ -71,11 +71,11 @@ class Config(ProblemConfig):
     schedule: Schedule = attrs.field(factory=lambda: Schedule(groups_per_step=12))
     """Pace: synchronous by default."""
     warm_up: int = attrs.field(default=120, validator=attrs.validators.ge(0))
-    """Supervised steps before, of the tiny model."""
+    """Supervised steps that the tiny model first takes."""
     learning_rate: LearningRateConfig = attrs.field(factory=lambda: LearningRateConfig(peak=1.5e-3, warmup_steps=3))
     """The learning rate over the run."""
     max_tokens: int = attrs.field(default=24, validator=_positive)
-    """Longest answer."""
+    """Longest answer, in tokens."""
     evaluate_every: int = attrs.field(default=15, validator=_positive)
     """Steps between evaluations on fixed problems."""
     evaluation_problems: int = attrs.field(default=48, validator=_positive)

@@ -69,7 +69,7 @@ class Config(ProblemConfig):
     steps: int = attrs.field(default=50, validator=_positive)
     """Optimizer steps."""
     warm_up: int = attrs.field(default=400, validator=attrs.validators.ge(0))
-    """Supervised steps before, of the tiny model."""
+    """Supervised steps that the tiny model first takes."""
     curriculum: CurriculumConfig = attrs.field(factory=lambda: CurriculumConfig(window=40))
     """How difficulty follows success."""
     form: ReasoningForm = attrs.field(factory=lambda: ReasoningForm(instruction="", tags=False, partial_credit=False))

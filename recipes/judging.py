@@ -28,7 +28,7 @@ class JudgeConfig(ModelConfig):
     model: str = NONE
     """The judge: smollm2, or a Hugging Face causal language model by name or path, or what the server calls it; none: no model is asked."""
     max_tokens: int = attrs.field(default=512, validator=_at_least_one)
-    """Longest reply of the judge, reasons included."""
+    """Longest reply of the judge, reasons included, in tokens."""
     temperature: float = attrs.field(default=0.0, validator=attrs.validators.ge(0.0))
     """Sampling temperature of the judge's first reply; further attempts have at least 0.7."""
     attempts: int = attrs.field(default=3, validator=_at_least_one)

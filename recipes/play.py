@@ -54,7 +54,7 @@ class Config(ModelConfig):
     model: str | None = None  # type: ignore[assignment]  # here, none is needed
     """Who answers or plays the other seats, where the environment takes a model: smollm2, or one by name or path. None: whom the environment itself has."""
     max_tokens: int = attrs.field(default=64, validator=_positive)
-    """Longest answer of that model."""
+    """Longest answer of that model, in tokens."""
     threads: int | None = attrs.field(default=None, validator=attrs.validators.optional(_positive))
     """CPU threads of that model; None: torch's choice."""
     seed: int = 0

@@ -62,7 +62,7 @@ class Config(AnswersConfig):
     temperature: float = attrs.field(default=0.0, validator=attrs.validators.ge(0.0))
     """Sampling temperature of the teacher's answers; 0 is greedy."""
     warm_up: int = attrs.field(default=150, validator=attrs.validators.ge(0))
-    """Supervised steps before, of the tiny model."""
+    """Supervised steps that the tiny model first takes."""
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()

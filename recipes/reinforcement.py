@@ -40,7 +40,7 @@ class RLConfig(runs.RunConfig):
     group_size: int = attrs.field(default=16, validator=_positive)
     """Attempts at each problem; advantages are centred over them."""
     warm_up: int = attrs.field(default=200, validator=attrs.validators.ge(0))
-    """Supervised steps before, of the tiny model."""
+    """Supervised steps that the tiny model first takes."""
     learning_rate: LearningRateConfig = attrs.field(factory=lambda: LearningRateConfig(peak=1e-3, warmup_steps=3))
     """The learning rate over the run."""
     grad_clip: float = attrs.field(default=1.0, validator=_not_negative)
@@ -50,7 +50,7 @@ class RLConfig(runs.RunConfig):
     drop_constant_groups: bool = False
     """Replace groups whose attempts all get the same reward, instead of training on nothing."""
     max_tokens: int = attrs.field(default=12, validator=_positive)
-    """Longest answer."""
+    """Longest answer, in tokens."""
     temperature: float = attrs.field(default=1.0, validator=attrs.validators.gt(0.0))
     """Sampling temperature in training."""
     turn_seconds: float | None = attrs.field(default=None, validator=_seconds)

@@ -35,7 +35,7 @@ class Config(runs.RunConfig):
     learning_rate: float = attrs.field(default=2e-3, validator=attrs.validators.gt(0.0))
     """AdamW's learning rate, the same at every step."""
     max_tokens: int = attrs.field(default=4, validator=attrs.validators.ge(1))
-    """Longest answer."""
+    """Longest answer, in tokens."""
 
 
 FOR_REAL_MODELS = {"lora_rank": 16, "threads": None, "group_size": 8, "learning_rate": 5e-4, "max_tokens": 8}

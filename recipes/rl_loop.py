@@ -40,9 +40,9 @@ class Config(ProblemConfig):
     examples: int = attrs.field(default=0, validator=attrs.validators.ge(0))
     """Problems shown with their answers before each question."""
     warm_up: int = attrs.field(default=250, validator=attrs.validators.ge(0))
-    """Supervised steps before, of the tiny model."""
+    """Supervised steps that the tiny model first takes."""
     max_tokens: int = attrs.field(default=8, validator=attrs.validators.ge(1))
-    """Longest answer."""
+    """Longest answer, in tokens."""
 
 
 FOR_REAL_MODELS: dict[str, Any] = {

@@ -58,9 +58,9 @@ class Config(ProblemConfig):
     schedule: Schedule = attrs.field(factory=lambda: Schedule(groups_per_step=32))
     """Pace: synchronous by default."""
     max_tokens: int = attrs.field(default=8, validator=attrs.validators.ge(1))
-    """Longest answer."""
+    """Longest answer, in tokens."""
     warm_up: int = attrs.field(default=250, validator=attrs.validators.ge(0))
-    """Supervised steps before, of the tiny model."""
+    """Supervised steps that the tiny model first takes."""
 
 
 FOR_REAL_MODELS: dict[str, Any] = {

@@ -50,7 +50,7 @@ class Config(runs.RunConfig):
     group_size: int = attrs.field(default=8, validator=_positive)
     """Answers to each image, with rl."""
     max_tokens: int = attrs.field(default=16, validator=_positive)
-    """Longest answer, with rl."""
+    """Longest answer, in tokens, with rl."""
     learning_rate: LearningRateConfig = attrs.field(factory=lambda: LearningRateConfig(peak=2e-4, warmup_steps=3))
     """The learning rate over the run."""
 

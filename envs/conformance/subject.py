@@ -31,9 +31,9 @@ class Subject:
     max_turns: int = 1
     """An episode ends by itself within so many turns, whatever is answered."""
     max_tokens: int = 96
-    """Longest answer given."""
+    """Longest answer given, in tokens."""
     max_context: int = 8192
-    """Longest prompt of an observation."""
+    """Longest prompt of an observation, in tokens."""
     seconds: float = 60.0
     """Most seconds that playing one group takes. They are the event loop's clock's: an env that waits for processes needs a real one."""
     patience: float = 5.0

@@ -36,7 +36,7 @@ class SeatOptions:
     history: Literal["family", "keep"] = "family"
     """What becomes of earlier answers' thinking, see `Dialogue`."""
     max_tokens: int | None = None
-    """Longest answer; None: the rollout's own limit."""
+    """Longest answer, in tokens; None: the rollout's own limit."""
 
 
 class Seat:

@@ -75,7 +75,7 @@ class TwentyRules:
     retries: int = attrs.field(default=2, validator=attrs.validators.ge(0))
     """How often the answerer is asked again when it says neither yes nor no."""
     answer_tokens: int = attrs.field(default=8, validator=attrs.validators.ge(1))
-    """Longest answer of the answerer."""
+    """Longest answer of the answerer, in tokens."""
     patience: float = attrs.field(default=0.0, validator=[attrs.validators.ge(0.0), attrs.validators.le(1.0)])
     """What finding it in the last turn wins less than finding it in the first would; in between, in proportion."""
     penalty: float = attrs.field(default=0.0, validator=attrs.validators.ge(0.0))

@@ -39,7 +39,7 @@ class ReasoningForm:
     partial_credit: bool = True
     """Scores between 0 and 1 count as they are; otherwise only a whole success does."""
     max_tokens: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.ge(1)))
-    """Longest answer; None: the rollout's own limit."""
+    """Longest answer, in tokens; None: the rollout's own limit."""
 
 
 @attrs.frozen

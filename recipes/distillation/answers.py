@@ -42,7 +42,7 @@ class AnswersConfig(RowsConfig):
     temperature: float = attrs.field(default=1.0, validator=attrs.validators.ge(0.0))
     """Sampling temperature of the teacher's answers; 0 is greedy."""
     answer_tokens: int = attrs.field(default=24, validator=_positive)
-    """Longest answer; what is cut off there is dropped."""
+    """Longest answer, in tokens; what is cut off there is dropped."""
     epochs: int = attrs.field(default=4, validator=_positive)
     """Walks over the answers."""
     batch_size: int = attrs.field(default=32, validator=_positive)

@@ -40,9 +40,9 @@ class DistillationConfig(ProblemConfig):
     grad_clip: float = attrs.field(default=1.0, validator=attrs.validators.ge(0.0))
     """Largest norm of a step's gradient, which is a sum over tokens; 0: no limit."""
     answer_tokens: int = attrs.field(default=8, validator=_positive)
-    """Longest answer."""
+    """Longest answer, in tokens."""
     warm_up: int = attrs.field(default=200, validator=attrs.validators.ge(0))
-    """Supervised steps before, of the tiny models."""
+    """Supervised steps that the tiny models first take."""
     evaluate_every: int = attrs.field(default=10, validator=_positive)
     """Steps between evaluations: KL to the teacher, and reward, on held-out problems."""
 

@@ -49,7 +49,7 @@ class Config(DistillationConfig):
     )
     """Which sums and differences are made where no teachers are named."""
     warm_up: int = attrs.field(default=250, validator=attrs.validators.ge(0))
-    """Supervised steps before, of the tiny models."""
+    """Supervised steps that the tiny models first take."""
     steps: int = attrs.field(default=40, validator=attrs.validators.ge(1))
     """Optimizer steps."""
 

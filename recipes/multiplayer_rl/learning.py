@@ -33,11 +33,11 @@ class GameConfig(RLConfig):
     group_size: int = attrs.field(default=16, validator=_positive)
     """Games in a group, all from the same start."""
     warm_up: int = attrs.field(default=250, validator=attrs.validators.ge(0))
-    """Supervised steps before, of the tiny model, on games of a poor player."""
+    """Supervised steps that the tiny model first takes, on games of a poor player."""
     learning_rate: LearningRateConfig = attrs.field(factory=lambda: LearningRateConfig(peak=2e-3, warmup_steps=3))
     """The learning rate over the run."""
     max_tokens: int = attrs.field(default=6, validator=_positive)
-    """Longest answer."""
+    """Longest answer, in tokens."""
     evaluation_games: int = attrs.field(default=128, validator=_positive)
     """Games of each evaluation, from the same starts every time."""
 

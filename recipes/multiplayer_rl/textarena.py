@@ -63,9 +63,9 @@ class Config(GameConfig):
     steps: int = attrs.field(default=25, validator=attrs.validators.ge(1))
     """Optimizer steps."""
     warm_up: int = attrs.field(default=100, validator=attrs.validators.ge(0))
-    """Supervised steps before, of the tiny model, on games of players who draw any move."""
+    """Supervised steps that the tiny model first takes, on games of players who draw any move."""
     max_tokens: int = attrs.field(default=8, validator=attrs.validators.ge(1))
-    """Longest answer."""
+    """Longest answer, in tokens."""
 
 
 BY_MODEL: dict[str, Any] = {**FOR_REAL_MODELS, "max_tokens": 64}

@@ -60,7 +60,7 @@ class Config(GameConfig):
     steps: int = attrs.field(default=20, validator=attrs.validators.ge(1))
     """Optimizer steps."""
     max_tokens: int = attrs.field(default=12, validator=attrs.validators.ge(1))
-    """Longest question."""
+    """Longest question, in tokens."""
 
     def __attrs_post_init__(self) -> None:
         from envs.games.things import THINGS

@@ -54,7 +54,7 @@ class Config(ComparisonConfig):
     grad_clip: float = attrs.field(default=0.0, validator=attrs.validators.ge(0.0))
     """Largest norm of a step's gradient, which is a sum over pairs; 0: no limit."""
     warm_up: int = attrs.field(default=150, validator=attrs.validators.ge(0))
-    """Supervised steps before, of the tiny model."""
+    """Supervised steps that the tiny model first takes."""
     evaluate_every: int = attrs.field(default=25, validator=_at_least_one)
     """Steps between evaluations on the held-out comparisons."""
     max_answer: int = attrs.field(default=16, validator=_at_least_one)

@@ -47,7 +47,7 @@ class Config(RowsConfig):
     grad_clip: float = attrs.field(default=1.0, validator=attrs.validators.ge(0.0))
     """Largest norm of a step's gradient, which is a sum over tokens; 0: no limit."""
     warm_up: int = attrs.field(default=100, validator=attrs.validators.ge(0))
-    """Supervised steps before, of the tiny model."""
+    """Supervised steps that the tiny model first takes."""
     max_answer: int = attrs.field(default=24, validator=_at_least_one)
     """Longest answer, in tokens."""
     evaluate_every: int = attrs.field(default=10, validator=_at_least_one)

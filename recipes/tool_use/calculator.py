@@ -51,7 +51,7 @@ class Config(ProblemConfig):
     schedule: Schedule = attrs.field(factory=lambda: Schedule(groups_per_step=16))
     """Pace: synchronous by default."""
     max_tokens: int = attrs.field(default=24, validator=attrs.validators.ge(1))
-    """Longest answer."""
+    """Longest answer, in tokens."""
     evaluate_every: int = attrs.field(default=10, validator=attrs.validators.ge(1))
     """Steps between evaluations on fixed problems."""
     max_turns: int = attrs.field(default=3, validator=attrs.validators.ge(1))
@@ -63,7 +63,7 @@ class Config(ProblemConfig):
     instruction: str | None = None
     """A system message before each problem."""
     warm_up: int = attrs.field(default=300, validator=attrs.validators.ge(0))
-    """Supervised steps before, of the tiny model."""
+    """Supervised steps that the tiny model first takes."""
     reaches: float = attrs.field(default=0.3, validator=[attrs.validators.ge(0.0), attrs.validators.le(1.0)])
     """Share of the pupil's problems in which the calculator is used, once the pupil has become lazy: in the last third of the warm-up."""
 

@@ -60,7 +60,7 @@ class Config(ProblemConfig, RowsConfig):
     top_k: int = attrs.field(default=2, validator=attrs.validators.ge(1))
     """Passages that a search returns."""
     passage_characters: int = attrs.field(default=1200, validator=attrs.validators.ge(1))
-    """Longest passage; the rest is cut off."""
+    """Longest passage, in characters; the rest is cut off."""
     metric: Literal["exact_match", "f1", "contains"] = "exact_match"
     """What the reward is. contains rewards an answer that lists everything."""
     max_turns: int = attrs.field(default=4, validator=attrs.validators.ge(1))
@@ -72,11 +72,11 @@ class Config(ProblemConfig, RowsConfig):
     schedule: Schedule = attrs.field(factory=lambda: Schedule(groups_per_step=16))
     """Pace: synchronous by default."""
     max_tokens: int = attrs.field(default=24, validator=attrs.validators.ge(1))
-    """Longest answer."""
+    """Longest answer, in tokens."""
     evaluate_every: int = attrs.field(default=10, validator=attrs.validators.ge(1))
     """Steps between evaluations on fixed problems."""
     warm_up: int = attrs.field(default=300, validator=attrs.validators.ge(0))
-    """Supervised steps before, of the tiny model."""
+    """Supervised steps that the tiny model first takes."""
 
 
 FOR_REAL_MODELS: dict[str, Any] = {
