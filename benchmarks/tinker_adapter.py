@@ -1,10 +1,14 @@
 """What the tinker backend costs beside the bare SDK: CPU time of this process for each sample, and for each datum that is trained on.
 
-    python tests/backends/tinker/server.py serve MODEL                           # a server, in another terminal: it prints its address
-    python -m benchmarks.tinker_adapter --base-url URL --model MODEL             # with TINKER_API_KEY, in an environment with the SDK
+    python -m benchmarks.tinker_adapter                                          # in an environment with the SDK, either line
+    python -m benchmarks.tinker_adapter --base-url URL --model MODEL             # against a real server, with TINKER_API_KEY
 
 Both sides ask the same server for the same: rounds of concurrent requests for one sample each, then rounds of forward-backward passes. Sides take turns, each
-in a process of its own, and a figure is the median over rounds without the first, and over repeats. The server's time is not in it: it is another process.
+in a process of its own, and a figure is the median over rounds without the first, then over repeats, the ratio that of each pair of neighbours. The server's
+time is not in it: it is another process. Both give the same: tokens with log-probs, and a pass's log-probs and loss; the backend also checks what it sends and gets.
+
+Without --base-url the server is `benchmarks.instant_tinker`, which has every answer ready. That is the figure to read: a busy server only adds waiting and asking
+again to both sides alike, which hides what the adapter costs.
 """
 
 from __future__ import annotations
@@ -12,10 +16,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any
 
 import anyio
@@ -26,6 +35,7 @@ from engine.backends.values import AdamParams, Datum, Loss, ModelInput, SampleRe
 
 PROMPT = [100 + index % 50 for index in range(24)]
 LENGTH = 24
+MODEL = "instant"
 
 
 def run(case: dict[str, Any]) -> dict[str, Any]:
@@ -68,8 +78,10 @@ async def _adapter(case: dict[str, Any]) -> dict[str, float]:
             data = [Datum(ModelInput.from_tokens(tokens), inputs) for _ in range(case["datums"])]
             passed = backend.forward_backward(data, Loss("cross_entropy"))
             stepped = backend.optim_step(AdamParams())
-            await passed.result()
+            result = await passed.result()
             await stepped.result()
+            if len(result.logprobs) != case["datums"] or not np.isfinite(result.loss):
+                raise AssertionError
 
         sampling = await _rounds(sample, case["concurrent"], case["rounds"])
         return {"sample": sampling, "datum": await _rounds(train, 1, case["rounds"]) / case["datums"]}
@@ -106,43 +118,61 @@ async def _bare(case: dict[str, Any]) -> dict[str, float]:
         stepped = sdk.future(client.optim_step(types.AdamParams()))
         output = await asyncio.wrap_future(passed)
         await asyncio.wrap_future(stepped)
-        if len([np.array(each["logprobs"].to_numpy()) for each in output.loss_fn_outputs]) != case["datums"]:
+        logprobs = [np.array(each["logprobs"].to_numpy()) for each in output.loss_fn_outputs]
+        loss = -sum(float(inputs["weights"] @ logprobs_T) for logprobs_T in logprobs)  # no server says it in one way
+        if len(logprobs) != case["datums"] or not np.isfinite(loss):
             raise AssertionError
 
     sampling = await _rounds(sample, case["concurrent"], case["rounds"])
     return {"sample": sampling, "datum": await _rounds(train, 1, case["rounds"]) / case["datums"]}
 
 
+@contextmanager
+def _server(url: str | None) -> Iterator[str]:
+    """The address of the server to ask."""
+    if url is not None:
+        yield url
+        return
+    os.environ.setdefault("TINKER_API_KEY", "tml-instant")
+    command = [sys.executable, "-m", "benchmarks.instant_tinker"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        if process.stdin is None or process.stdout is None:
+            raise RuntimeError("the server has no pipes")
+        yield process.stdout.readline().strip()
+        process.stdin.close()
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base-url", help="of the server")
-    parser.add_argument("--model", help="as the server calls it")
-    parser.add_argument("--concurrent", type=int, default=64)
-    parser.add_argument("--datums", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--base-url", help="of a real server; default: one that has every answer ready is started")
+    parser.add_argument("--model", help="as the real server calls it")
+    parser.add_argument("--concurrent", type=int, default=64, help="requests at a time, for one sample each")
+    parser.add_argument("--datums", type=int, default=64, help="in a pass")
+    parser.add_argument("--rounds", type=int, default=24)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--json", help="also write the figures there")
     given = parser.parse_args()
     if given.child:
         print(json.dumps(run(given.child)))
         return
-    if not given.base_url or not given.model:
-        parser.error("--base-url and --model are needed: which server, and which model there")
+    if given.base_url and not given.model:
+        parser.error("--base-url needs --model: which model there")
     sides: dict[str, list[dict[str, float]]] = {"adapter": [], "bare": []}
-    common = {name: getattr(given, name) for name in ("model", "concurrent", "datums", "rounds")}
-    for _ in range(given.repeats):
-        for side, found in sides.items():
-            found.append(measuring.fresh("benchmarks.tinker_adapter", {"side": side, "url": given.base_url, **common}))
+    common = {name: getattr(given, name) for name in ("concurrent", "datums", "rounds")}
+    with _server(given.base_url) as url:
+        for _ in range(given.repeats):
+            for side, found in sides.items():
+                case = {"side": side, "url": url, "model": given.model or MODEL, **common}
+                found.append(measuring.fresh("benchmarks.tinker_adapter", case))
+    print(f"tinker {version('tinker')}, {given.base_url or 'a server that has every answer ready'}")
     rows = []
     for what in ("sample", "datum"):
-        ours, bare = (statistics.median(each[what] for each in sides[side]) * 1e6 for side in ("adapter", "bare"))
-        spread = [
-            f"{min(each[what] for each in sides[side]) * 1e6:.0f}-{max(each[what] for each in sides[side]) * 1e6:.0f}"
-            for side in sides
-        ]
-        rows.append((what, f"{ours:.0f} ({spread[0]})", f"{bare:.0f} ({spread[1]})", f"{ours / bare:.2f}"))
+        spent = [sorted(each[what] * 1e6 for each in sides[side]) for side in sides]
+        shown = [f"{statistics.median(each):.0f} ({each[0]:.0f}-{each[-1]:.0f})" for each in spent]
+        ratios = [ours[what] / bare[what] for ours, bare in zip(sides["adapter"], sides["bare"], strict=True)]
+        rows.append((what, *shown, f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"))
     measuring.show("CPU microseconds, client side", ("for each", "tinker backend", "bare SDK", "ratio"), rows)
     measuring.save(given.json, sides)
 

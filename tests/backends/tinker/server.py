@@ -1,6 +1,6 @@
 """A real server of the Tinker API for tests: SkyRL's, with its JAX backend, on this machine's CPU.
 
-    python tests/backends/tinker/server.py install          # once: .tinker-server/, about 1.3 GB, some minutes
+    python tests/backends/tinker/server.py install          # once: .tinker-server/, about 2 GB, some minutes
     python tests/backends/tinker/server.py test             # both lines of the SDK against it; more arguments go to pytest
     python tests/backends/tinker/server.py serve MODEL      # to try things out: prints its address, ends with Ctrl-C
 
@@ -73,7 +73,7 @@ def install() -> None:
     target = place()
     venv.create(target, with_pip=True)
     pip = [str(_python(target)), "-m", "pip", "install", "-q"]
-    # SkyRL declares Python 3.12; with skyrl_app.py it runs on 3.11 too.
+    # SkyRL declares Python 3.12; with skyrl_app.py it runs on 3.11 too, and without the torch, peft and hf_transfer that pip will call missing.
     subprocess.run([*pip, "--no-deps", "--ignore-requires-python", SKYRL], check=True)
     subprocess.run([*pip, *REQUIREMENTS], check=True)
     for line in SDK_LINES:

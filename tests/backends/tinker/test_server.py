@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import shutil
 import warnings
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import attrs
 import numpy as np
 import pytest
@@ -33,8 +35,11 @@ from engine.backends import (
 )
 from engine.backends.tinker.backend import TinkerBackend
 from engine.runtime import ActorsFailed
+from engine.storage import list_checkpoints
+from engine.storage.discarded import noted
 from envs.contracts import Env, GroupBuilder, Observation, Step
 from envs.rollout import RolloutSettings
+from recipes import checkpoints
 
 
 def load(name: str) -> Any:
@@ -287,3 +292,45 @@ async def test_what_lies_on_the_server(running: Any, tmp_path: Path) -> None:
         assert saved.path in {stored.path for stored in await store.checkpoints()}
         await store.delete(saved.path)
         assert await store.checkpoints(run) == []
+
+
+async def test_deleted_checkpoints_leave_nothing_on_the_server(
+    running: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pruned by the run, deleted by the command, and swept when the run's directory is gone."""
+    monkeypatch.setenv("TINKER_API_KEY", server.KEY)
+    run = tmp_path / "runs" / "first"
+    schedule = Schedule(groups_per_step=4, max_staleness=1)
+    await reinforce(running, schedule, 4, RunSettings(run, checkpoint_every=1, keep_checkpoints=2))
+
+    def held() -> set[str]:
+        return {state.path for _, state in tinker.saved_in(run)}
+
+    async def there() -> set[str]:
+        """Of what begins with the run's own id on the server, all of it."""
+        async with tinker.open_store(base_url=running.url, api_key=server.KEY) as store:
+            found = [stored.path for each in ids for stored in await store.checkpoints(each)]
+        return set(found)
+
+    async def command(**options: Any) -> str:
+        capsys.readouterr()
+        config = checkpoints.Config(base_url=running.url, runs=(tmp_path / "runs",), **options)
+        await anyio.to_thread.run_sync(checkpoints.main, config)
+        return capsys.readouterr().out
+
+    ids = {path.split("/")[2] for path in held()}
+    assert [checkpoint.step for checkpoint in list_checkpoints(run)] == [3, 4]
+    assert await there() == held() | {remote.path for remote in noted(run)}
+    printed = await command(run=run, delete=(4,))
+    assert "deleted checkpoint 4" in printed
+    assert "of its weights on the server" in printed
+    assert await there() == held() != set()
+    assert not (run / "discarded.jsonl").exists()
+    printed = await command(on_server=True)
+    for path in held():
+        (line,) = [line for line in printed.splitlines() if line.endswith(path)]
+        assert f"{run} step 3" in line
+    shutil.rmtree(run)
+    assert "that no run holds" in await command(delete_unreferenced=True, older_than=0.0)
+    assert await there() == set()
+    assert "callsheet-" not in await command(on_server=True, older_than=0.0)
