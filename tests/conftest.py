@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import hypothesis
@@ -11,6 +12,12 @@ from trio.testing import MockClock
 # A busy machine is no failure: what may take how long is for the timeout of the whole test to say.
 hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded by now stays: a collection of garbage need not look through torch and all the rest each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=["asyncio", "trio"])

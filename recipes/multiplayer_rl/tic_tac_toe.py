@@ -24,6 +24,7 @@ import attrs
 from actors.schedule import Schedule
 from envs.games.match import MatchRules
 from recipes import cli, runs
+from recipes.learning_rates import LearningRateConfig
 from recipes.models import TINY, OpenedModel, frozen_completer
 from recipes.multiplayer_rl.learning import FOR_REAL_MODELS, GameConfig, Games, Lesson, learn
 from recipes.ports import DEFAULT, Ports
@@ -48,6 +49,8 @@ class Config(GameConfig):
     """Pace: synchronous by default."""
     group_size: int = attrs.field(default=32, validator=attrs.validators.ge(1))
     """Matches in a group, all from the empty board."""
+    learning_rate: LearningRateConfig = attrs.field(factory=lambda: LearningRateConfig(peak=5e-4, warmup_steps=3))
+    """Peak, shape and warm-up. In self-play a policy that changes fast only learns to beat what it was a moment ago."""
 
 
 BY_MODEL: dict[str, Any] = {**FOR_REAL_MODELS, "rules": MatchRules(retries=1, illegal_penalty=0.1)}
