@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from recipes import chat_sl, checkpoints, export
+from recipes import chat_sl, checkpoints, export, mirror
 from recipes.flags import parse
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -51,7 +51,12 @@ def test_the_checkpoints_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("page", ["supervised.md", "checkpoints.md"])
 def test_the_commands_have_the_flags_that_the_pages_name(page: str) -> None:
     text = (DOCS / page).read_text(encoding="utf-8")
-    configs: dict[str, Any] = {"chat_sl": chat_sl.Config, "checkpoints": checkpoints.Config, "export": export.Config}
+    configs: dict[str, Any] = {
+        "chat_sl": chat_sl.Config,
+        "checkpoints": checkpoints.Config,
+        "export": export.Config,
+        "mirror": mirror.Config,
+    }
     commands = re.findall(r"python -m recipes\.(\w+) (-[^\n#`]*)", text)
     assert len(commands) >= 3
     for recipe, flags in commands:
