@@ -19,7 +19,10 @@ RECIPES = sorted(
     for path in (ROOT / "recipes").rglob("*.py")
     if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
 )
-HEAVY = ("torch", "transformers", "datasets", "sympy", "peft", "chromadb", "verifiers", "textarena", "reasoning_gym")
+HEAVY = (
+    *("torch", "transformers", "peft", "datasets", "pyarrow", "sympy", "httpx"),
+    *("chromadb", "verifiers", "inspect_ai", "textarena", "reasoning_gym"),
+)
 
 ASK = """
 import contextlib, io, json, sys

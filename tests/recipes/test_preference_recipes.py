@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -260,20 +258,6 @@ def test_too_little_data_is_said_before_a_model_is_opened(tmp_path: Path) -> Non
     config = attrs.evolve(DPO, data=file_of(tmp_path / "pairs.jsonl", *GOOD[:3]), held_out=5)
     with pytest.raises(DataError, match="has 3 rows, and --held-out would take 5 of them"):
         run(dpo, config, tmp_path / "run")
-
-
-@pytest.mark.parametrize("module", ["dpo", "reward_model", "rlhf", "shorter"])
-def test_help_is_quick_to_import_and_loads_nothing_heavy(module: str) -> None:
-    code = (
-        f"import sys; from recipes import cli, runs; from recipes.preference import {module} as recipe\n"
-        "try: cli.main(recipe.run, runs.defaults(recipe.Config, []), args=['--help'])\n"
-        "except SystemExit as end: assert not end.code\n"
-        "heavy = {'torch', 'transformers', 'datasets', 'sympy'} & set(sys.modules)\n"
-        "sys.exit(f'loaded {heavy}' if heavy else 0)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert "--learning-rate.peak" in done.stdout or "--training.learning-rate.peak" in done.stdout
 
 
 def test_defaults_follow_the_model() -> None:

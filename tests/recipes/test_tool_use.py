@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -190,24 +187,6 @@ def test_the_embedders_that_flags_name(tmp_path: Path) -> None:
 
 
 # ---- the command line
-
-
-@pytest.mark.parametrize("module", ["recipes.tool_use", "recipes.tool_use.search"])
-def test_help_is_quick_and_loads_nothing_heavy(module: str) -> None:
-    began = time.process_time()
-    code = (
-        "import runpy, sys\n"
-        f"sys.argv = ['{module}', '--help']\n"
-        f"try: runpy.run_module('{module}', run_name='__main__', alter_sys=True)\n"
-        "except SystemExit: pass\n"
-        "print([m for m in ('torch', 'transformers', 'datasets', 'chromadb', 'httpx') if m in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
-    )
-    assert done.stdout.rstrip().endswith("[]")
-    assert "--max-turns" in done.stdout
-    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize(
