@@ -52,15 +52,12 @@ class Meter:
 
 
 def traced(program: Callable[[], Awaitable[RunResult]]) -> RunResult:
-    """The program's result, its memory traced. What was there before is nothing that a collection has to look through."""
-    gc.collect()
-    gc.freeze()
+    """The program's result, its memory traced."""
     tracemalloc.start()
     try:
         return simulate(program, seed=1).unwrap()
     finally:
         tracemalloc.stop()
-        gc.unfreeze()
 
 
 def backend() -> SimulatedBackend:

@@ -22,8 +22,8 @@ Fault = Callable[[int], tuple[int, Any] | None]
 """Request number, from 0, to the status and body given instead of an outcome."""
 
 
-def run_code(body: dict[str, Any]) -> dict[str, Any]:
-    """What the real one does, as far as the API says it."""
+def run_code(body: dict[str, Any], running: set[subprocess.Popen[bytes]]) -> dict[str, Any]:
+    """What the real one does, as far as the API says it. `running`: programs under way, which whoever stops serving ends."""
     if body["language"] != "python":
         return {"status": "SandboxError", "message": f"no language {body['language']}", "run_result": None}
     with tempfile.TemporaryDirectory() as directory:
@@ -50,6 +50,7 @@ def run_code(body: dict[str, Any]) -> dict[str, Any]:
                 preexec_fn=restrict,  # noqa: PLW1509
                 start_new_session=True,
             )
+            running.add(process)
             result: dict[str, Any] = {"status": "Finished", "return_code": None}
             try:
                 process.communicate(body["stdin"].encode(), timeout=body["run_timeout"])
@@ -58,6 +59,7 @@ def run_code(body: dict[str, Any]) -> dict[str, Any]:
                 result["status"] = "TimeLimitExceeded"
             finally:
                 end_all(process, directory)
+                running.discard(process)
             for name, file in (("stdout", out), ("stderr", err)):
                 file.seek(0)
                 result[name] = file.read(1 << 20).decode("utf-8", "replace")
@@ -80,10 +82,12 @@ def end_all(process: subprocess.Popen[bytes], directory: str) -> None:
 def serving(fault: Fault = lambda number: None) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Its address, and the bodies of the requests that it gets."""
     requests: list[dict[str, Any]] = []
+    running: set[subprocess.Popen[bytes]] = set()
     lock = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        timeout = 10.0
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -91,7 +95,7 @@ def serving(fault: Fault = lambda number: None) -> Iterator[tuple[str, list[dict
                 number = len(requests)
                 requests.append(body)
             status, answer = fault(number) or (200, None)
-            answer = run_code(body) if answer is None else answer
+            answer = run_code(body, running) if answer is None else answer
             data = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
             try:
                 self.send_response(status if self.path == "/run_code" else 404)
@@ -104,12 +108,17 @@ def serving(fault: Fault = lambda number: None) -> Iterator[tuple[str, list[dict
         def log_message(self, *args: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(ThreadingHTTPServer):
+        daemon_threads = False  # closing waits for them: no program outlives the test that asked for it
+
+    server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}", requests
     finally:
         server.shutdown()
+        for process in tuple(running):
+            process.kill()
         server.server_close()
         thread.join()
