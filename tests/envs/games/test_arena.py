@@ -35,10 +35,17 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def anyio_backend() -> str:
-    """The real clock: these games are played in processes."""
+    """The real clock: these games are played in processes. One event loop for all, so that they can share these."""
     return "asyncio"
+
+
+@pytest.fixture(scope="module")
+async def pool() -> AsyncIterator[WorkerPool]:
+    """A worker that has imported TextArena, which takes a second."""
+    async with WorkerPool(1, spares=0, preload=("textarena",)) as opened:
+        yield opened
 
 
 async def played(groups: MatchGroups, says: Callable[[str, SampleRequest], str], index: int = 0) -> TrajectoryGroup:
@@ -250,30 +257,37 @@ def test_how_many_play() -> None:
     assert [players_of(game) for game in ("Nim-v0", "Sudoku-v0-easy", "ThreePlayerIPD-v0", "New-v0")] == [2, 1, 3, 2]
 
 
-@asynccontextmanager
-async def opened() -> AsyncIterator[GroupDataset]:
-    async with open_env("textarena", RENDERER, group_size=1, game="Nim-v0", rules=MatchRules()) as groups:
-        yield groups
+OWN_WORKERS = ("played_groups_leave_nothing", "cancelled_groups_leave_nothing")
+"""Checks of what is left behind, for which the games have workers of their own."""
 
 
-SUBJECT = conformance.Subject(
-    opened,
-    RENDERER,
-    ["[0 1]", "[1 2]", "[2 1]", "[2 5]"],
-    max_turns=20,
-    problems=(0,),
-    cancellations=3,
-    patience=60.0,  # a killed worker is replaced by one that imports TextArena first
-    optional_metrics=frozenset({"seat_0/score", "seat_1/score"}),
-)
+def subject(pool: WorkerPool | None) -> conformance.Subject:
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[GroupDataset]:
+        async with open_env(
+            "textarena", RENDERER, group_size=1, game="Nim-v0", rules=MatchRules(), pool=pool
+        ) as groups:
+            yield groups
+
+    return conformance.Subject(
+        opened,
+        RENDERER,
+        ["[0 1]", "[1 2]", "[2 1]", "[2 5]"],
+        max_turns=20,
+        problems=(0,),
+        cancellations=3,
+        patience=60.0,  # a killed worker is replaced by one that imports TextArena first
+        optional_metrics=frozenset({"seat_0/score", "seat_1/score"}),
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("check", conformance.CHECKS, ids=lambda check: check.__name__)
-async def test_conformance(check: Callable[[conformance.Subject], Any]) -> None:
-    if reason := conformance.gap(check, SUBJECT):
+async def test_conformance(check: conformance.Check, pool: WorkerPool) -> None:
+    under_test = subject(None if check.__name__ in OWN_WORKERS else pool)
+    if reason := conformance.gap(check, under_test):
         pytest.skip(reason)
-    await check(SUBJECT)
+    await check(under_test)
 
 
 OFFLINE: Sequence[str] = [
@@ -293,7 +307,7 @@ OFFLINE: Sequence[str] = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("game", OFFLINE)
-async def test_many_games_can_be_played_to_their_end(game: str) -> None:
-    async with open_env("textarena", RENDERER, group_size=1, game=game, most_moves=60) as groups:
+async def test_many_games_can_be_played_to_their_end(game: str, pool: WorkerPool) -> None:
+    async with open_env("textarena", RENDERER, group_size=1, game=game, most_moves=60, pool=pool) as groups:
         group = await played(groups, lambda prompt, request: ["[0]", "[1 1]", "hello"][request.seed % 3])
         assert np.isfinite(group.rewards_G).all()
