@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from engine.rendering import Message, ToolCallPart, ToolSpec, assistant, system, tool_result, user
 
-EXAMPLES = int(os.environ.get("CALLSHEET_EXAMPLES", "12"))
+EXAMPLES = int(os.environ.get("CALLSHEET_EXAMPLES", "8"))
 """Conversations a test generates for each renderer; raise it for a thorough run."""
 
 generated = settings(

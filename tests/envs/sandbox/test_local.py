@@ -27,6 +27,8 @@ from envs.sandbox import (
 )
 from envs.sandbox.local import LocalSandbox, Means
 from tests.envs.sandbox.leftovers import here, namespaces, none_beside
+from tests.envs.sandbox.loops import LOOPS_OWN
+from tests.thoroughness import THOROUGH
 
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(sys.platform != "linux", reason="the local sandbox needs Linux")]
 ROOT = Path(__file__).parents[3]
@@ -52,13 +54,15 @@ def test_conformance(check: conformance.Check) -> None:
     assert here().processes <= before.processes
 
 
-@pytest.mark.parametrize("means", ["namespaces", "restricted"])
-def test_conformance_on_trio(means: Means) -> None:
-    if means == "namespaces" and not namespaces():
-        pytest.skip("this machine has no namespaces for us")
-    subject = conformance.Subject(lambda: LocalSandbox(means=means, require=()), seconds=0.5)
+def test_conformance_of_the_other_means() -> None:
+    subject = conformance.Subject(lambda: LocalSandbox(means="restricted", require=()), seconds=0.5)
     report = anyio.run(conformance.examine, subject, backend="trio")
     assert not report.failed, str(report)
+
+
+@pytest.mark.parametrize("check", conformance.CHECKS if THOROUGH else LOOPS_OWN, ids=lambda check: check.__name__)
+def test_conformance_on_trio(check: conformance.Check) -> None:
+    anyio.run(check, conformance.Subject(LocalSandbox, seconds=0.5), backend="trio")
 
 
 def test_is_a_sandbox() -> None:

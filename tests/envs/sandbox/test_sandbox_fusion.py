@@ -27,6 +27,7 @@ from envs.sandbox import (
 from envs.sandbox.sandbox_fusion import Retries, SandboxFusion
 from envs.sandbox.scripted import ScriptedSandbox
 from tests.envs.sandbox.fusion_server import serving
+from tests.envs.sandbox.loops import LOOPS_OWN
 from tests.thoroughness import THOROUGH
 
 pytestmark = pytest.mark.anyio
@@ -232,16 +233,7 @@ async def test_conformance(check: conformance.Check) -> None:
         await check(conformance.Subject(client, seconds=1.5))
 
 
-LOOPS_OWN = (
-    conformance.prints_what_the_program_prints,
-    conformance.ends_at_the_wall_clock,
-    conformance.runs_concurrently,
-    conformance.can_be_cancelled,
-)
-"""Checks of what the client's event loop has a part in; the server decides the rest, whoever asks."""
-
-
-@pytest.mark.parametrize("check", LOOPS_OWN if not THOROUGH else conformance.CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", conformance.CHECKS if THOROUGH else LOOPS_OWN, ids=lambda check: check.__name__)
 def test_conformance_on_trio(check: conformance.Check) -> None:
     with serving() as (url, _):
         subject = conformance.Subject(lambda: SandboxFusion(url, retries=Retries(2, 0.01)), seconds=1.5)
