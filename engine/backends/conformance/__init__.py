@@ -13,11 +13,11 @@ Without pytest: `print(await conformance.examine(SUBJECT))`.
 
 from __future__ import annotations
 
-from engine.backends.conformance import sampling, training
+from engine.backends.conformance import remote, sampling, training
 from engine.backends.conformance.subject import Check, NotConforming, Subject
 from engine.conformance import Report, declared_gap, run_checks
 
-CHECKS: tuple[Check, ...] = (*training.CHECKS, *sampling.CHECKS)
+CHECKS: tuple[Check, ...] = (*training.CHECKS, *sampling.CHECKS, *remote.CHECKS)
 """All of them, each independent of the others."""
 
 

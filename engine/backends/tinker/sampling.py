@@ -102,8 +102,10 @@ class Sampling:
         return (yield from self._served(version, path, state=state, model_id=model.model_id))
 
     def _served(self, version: int, path: str, **more: Any) -> Generator[Future[Any], Any, TinkerSnapshot]:
-        client = yield self._session.sdk.client(self._session.service, "create_sampling_client", model_path=path)
-        snapshot = TinkerSnapshot(version, path, client, **more)
+        client = yield self._session.sdk.client(self._session.service, "create_sampling_client", path)
+        return self._alive(TinkerSnapshot(version, path, client, **more))
+
+    def _alive(self, snapshot: TinkerSnapshot) -> TinkerSnapshot:
         with self._session.lock:
             self._live.add(snapshot)
         return snapshot
@@ -143,7 +145,8 @@ class Sampling:
             model = yield from restored(session, "create_training_client_from_state", saved, directory)
             snapshot = yield from self._of_own_model(model, saved.version, saved.path)
         else:
-            snapshot = yield from self._served(saved.version, saved.path)
+            client = yield from restored(session, "create_sampling_client", saved, directory)
+            snapshot = self._alive(TinkerSnapshot(saved.version, saved.path, client))
         snapshot.kept = True
         return snapshot
 

@@ -6,6 +6,7 @@ On the virtual clock; the service trains a table with real gradients.
 from __future__ import annotations
 
 import random
+import shutil
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,13 +62,20 @@ PROBLEMS = [LowGroup(problem) for problem in range(6)]
 
 
 async def learn(
-    fake: FakeTinker, schedule: Schedule, steps: int, run: RunSettings | None = None, **options: Any
+    fake: FakeTinker,
+    schedule: Schedule,
+    steps: int,
+    run: RunSettings | None = None,
+    observers: Sequence[Any] = (),
+    **options: Any,
 ) -> RunResult:
     settings = RLSettings(
         rollout=RolloutSettings(sampling=SamplingParams(max_tokens=6)), optimizer=AdamParams(0.3), seed=1, epochs=None
     )
     async with fake.open(**options) as backend:
-        return await train_rl(backend, groups=PROBLEMS, steps=steps, schedule=schedule, settings=settings, run=run)
+        return await train_rl(
+            backend, groups=PROBLEMS, steps=steps, schedule=schedule, settings=settings, run=run, observers=observers
+        )
 
 
 def latencies(seed: int) -> Any:
@@ -259,3 +267,28 @@ def test_what_a_copy_of_the_run_names_is_not_deleted(tmp_path: Path) -> None:
     Blobs.refuse = False
     simulate(supervise, fake, 7, attrs.evolve(run, resume=True)).unwrap()
     assert set(fake.service.checkpoints) == held(tmp_path / "run")
+
+
+def test_a_resume_falls_back_where_an_older_snapshot_has_expired(tmp_path: Path) -> None:
+    """Of a checkpoint that holds snapshots, too, each lies on the server by itself."""
+    fake = FakeTinker(vocab=16, latency=latencies(1))
+    run = RunSettings(tmp_path, checkpoint_every=1, keep_checkpoints=None)
+    schedule = Schedule(groups_per_step=3, max_staleness=2)
+    simulate(learn, fake, schedule, 4, run, seed=1).unwrap()
+    checkpoint, state = next(
+        (place.parents[1], state)
+        for place, state in reversed(list(saved_in(tmp_path / "checkpoints")))
+        if place.parent.name == "snapshots"
+    )
+    del fake.service.checkpoints[state.path]
+    for later in (tmp_path / "checkpoints").iterdir():
+        if later.name > checkpoint.name:
+            shutil.rmtree(later)
+    notes = Notes()
+    resumed = attrs.evolve(run, resume=True)
+
+    async def resume() -> RunResult:
+        return await learn(fake, schedule, 5, resumed, observers=[notes])
+
+    assert simulate(resume, seed=2).unwrap().version == 5
+    assert any(f"checkpoint {int(checkpoint.name)} cannot be used" in note for note in notes.notes), notes.notes
