@@ -53,9 +53,10 @@ class Config(ModelConfig):
 async def run(config: Config, ports: Ports = DEFAULT, started: anyio.Event | None = None) -> str:
     """Serves until it is interrupted; gives the address. `started` is set once clients are answered."""
     from engine.completion import SnapshotPolicy
-    from engine.serving.server import require_server, serving
+    from engine.serving.server import check_address, require_server, serving
 
     require_server()
+    check_address(config.host, config.port, has_key=not config.no_key)
     from engine.serving.endpoint import Endpoint
     from engine.serving.served import ServedPolicy
 

@@ -93,10 +93,10 @@ def _from_one(index: int, dictionary: Mapping[str, Any]) -> Message:
     extra = [key for key, value in dictionary.items() if key not in known and value is not None]
     if extra:
         raise MalformedMessage(f"message {index}: unknown field {extra[0]!r}; known are {', '.join(sorted(known))}")
-    calls = [
-        {k: v for k, v in call.items() if k != "index"} if isinstance(call, Mapping) else call
-        for call in dictionary.get("tool_calls") or ()
-    ]
+    given = dictionary.get("tool_calls") or ()
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise MalformedMessage(f"message {index}, field 'tool_calls': a list is wanted, not {type(given).__name__}")
+    calls = [{k: v for k, v in call.items() if k != "index"} if isinstance(call, Mapping) else call for call in given]
     try:
         read = _converter.structure(
             {**{k: v for k, v in dictionary.items() if k in known}, "tool_calls": calls}, _Dictionary

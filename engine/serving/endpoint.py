@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import hmac
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any
 
 import anyio
@@ -53,6 +54,8 @@ class Endpoint:
         self._key = api_key
         self._slots = anyio.Semaphore(self.limits.concurrency)
         self._present = 0
+        self._under_way: set[anyio.CancelScope] = set()
+        self._stopping = False
 
     @property
     def has_key(self) -> bool:
@@ -63,6 +66,12 @@ class Endpoint:
     def present(self) -> int:
         """Requests worked on or waiting now."""
         return self._present
+
+    def stop(self) -> None:
+        """Ends what is under way, and refuses what still comes, with an error that says why."""
+        self._stopping = True
+        for scope in self._under_way:
+            scope.cancel()
 
     def application(self) -> Starlette:
         """The ASGI application."""
@@ -97,9 +106,8 @@ class Endpoint:
             served = self.policies.get(name) if isinstance(name, str) else None
             if served is None:
                 there_are = ", ".join(self.policies)
-                raise ApiError(
-                    404, f"there is no model {name!r}; there is {there_are}", param="model", code="model_not_found"
-                )
+                missing = "the request names no model" if name is None else f"there is no model {name!r}"
+                raise ApiError(404, f"{missing}; there is {there_are}", param="model", code="model_not_found")
             work = Work(str(name), served, self.limits, self.observer)
             if body.get("stream"):
                 return await handler(body, work)  # the stream itself is admitted when it begins
@@ -171,25 +179,42 @@ class Endpoint:
         if self._present >= self.limits.concurrency + self.limits.waiting:
             raise ApiError(429, "too many requests at once; try again in a moment", retry_after=1)
         self._present += 1
+        scope = anyio.CancelScope()
+        if self._stopping:
+            scope.cancel()
+        self._under_way.add(scope)
         try:
-            with anyio.fail_after(self.limits.seconds):
+            with scope, _told(self.limits.seconds):
                 async with self._slots:
                     yield
-        except TimeoutError:
-            raise ApiError(504, f"the answer took longer than {self.limits.seconds:g} s") from None
-        except RequestRejected as error:
-            raise ApiError(400, str(error)) from error
-        except TransientError as error:
-            raise ApiError(503, str(error), retry_after=1) from error
-        except BackendError as error:
-            raise ApiError(500, str(error)) from error
-        except ApiError:
-            raise
-        except Exception as error:
-            structlog.get_logger("callsheet").exception("a request failed")
-            raise ApiError(500, f"the server failed: {type(error).__name__}") from error
         finally:
+            self._under_way.remove(scope)
             self._present -= 1
+        if scope.cancelled_caught:
+            raise ApiError(503, "the server is stopping", retry_after=1)
+
+
+@contextmanager
+def _told(seconds: float) -> Iterator[None]:
+    """What goes wrong in a request, as its client is told of it."""
+    try:
+        with anyio.fail_after(seconds):
+            yield
+    except TimeoutError:
+        raise ApiError(504, f"the answer took longer than {seconds:g} s") from None
+    except RequestRejected as error:
+        raise ApiError(400, str(error)) from error
+    except TransientError as error:
+        raise ApiError(503, str(error), retry_after=1) from error
+    except BackendError as error:
+        raise ApiError(500, str(error)) from error
+    except ApiError:
+        raise
+    except Exception as error:
+        # As text: a console's traceback would show the values of variables, and with them what clients say.
+        said = "".join(traceback.format_exception(error))
+        structlog.get_logger("callsheet").error("a request failed", traceback=said)
+        raise ApiError(500, f"the server failed: {type(error).__name__}") from error
 
 
 async def _prompt_logprobs(served: ServedPolicy, request: SampleRequest) -> list[float | None]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import attrs
 
@@ -107,12 +108,18 @@ class Text:
 def body_of(raw: bytes) -> dict[str, Any]:
     """The JSON object of a request."""
     try:
-        body = json.loads(raw)
+        body = json.loads(raw, parse_constant=_no_constant)
+        if b"\\ud" in raw.lower():  # half a surrogate pair is no text that could be written or sent back
+            json.dumps(body, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the request is not JSON: {error}") from None
     if not isinstance(body, dict):
         raise ApiError(400, f"the request must be a JSON object, not {type(body).__name__}")
     return body
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON value")
 
 
 def chat(body: Mapping[str, Any], served: ServedPolicy, limits: Limits) -> Chat:
@@ -133,7 +140,8 @@ def chat(body: Mapping[str, Any], served: ServedPolicy, limits: Limits) -> Chat:
     choice = body.get("tool_choice")
     if choice not in (None, "auto", "none"):
         raise wrong("tool_choice", "'auto' and 'none' are served; a call cannot be forced")
-    tools = [] if choice == "none" else [_tool(n, tool) for n, tool in enumerate(body.get("tools") or ())]
+    declared = _list(body, "tools") if body.get("tools") is not None else []
+    tools = [] if choice == "none" else [_tool(n, tool) for n, tool in enumerate(declared)]
     limit = body.get("max_completion_tokens", body.get("max_tokens"))
     asked = _asked(body, limits, limit, served.renderer.stop_sequences(), logprobs=_flag(body, "logprobs"))
     return Chat(messages, tools, asked)
@@ -186,8 +194,8 @@ def _check_fields(body: Mapping[str, Any], known: frozenset[str]) -> None:
 
 def _asked(body: Mapping[str, Any], limits: Limits, limit: Any, stop: Sequence[str | int], *, logprobs: bool) -> Asked:
     stops = body.get("stop")
-    cut = [stops] if isinstance(stops, str) else list(stops or ())
-    if not all(isinstance(each, str) and each for each in cut):
+    cut = [stops] if isinstance(stops, str) else stops or []
+    if not isinstance(cut, list) or not all(isinstance(each, str) and each for each in cut):
         raise wrong("stop", "must be a string or a list of strings, none of them empty")
     ids = body.get("stop_token_ids") or []
     if not isinstance(ids, list) or not all(isinstance(token, int) for token in ids):
@@ -218,7 +226,9 @@ def _number(
     value = body.get(name) if given is None else given
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or (kind is int and value != int(value)):
+    finite = math.isfinite(value) if isinstance(value, float) else isinstance(value, int)
+    number = finite and not isinstance(value, bool)
+    if not number or (kind is int and value != int(value)):
         raise wrong(name, f"must be a {'whole ' if kind is int else ''}number, not {value!r}")
     if not least <= value <= most:
         raise wrong(name, f"must be between {least:g} and {most:g}, not {value!r}")

@@ -43,6 +43,13 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def check_address(host: str, port: int, *, has_key: bool) -> None:
+    """Raises what `serving` would raise for an address, before anything costs time: ValueError, OSError."""
+    if not has_key and not is_loopback(host):
+        raise ValueError(f"host {host}: other machines can reach it, so the endpoint needs a key")
+    _bind(host, port).close()
+
+
 @asynccontextmanager
 async def serving(endpoint: Endpoint, *, host: str = LOOPBACK, port: int = 0) -> AsyncIterator[str]:
     """Serves while the block runs; gives the address up to the version, `http://127.0.0.1:8000/v1`.
@@ -56,7 +63,7 @@ async def serving(endpoint: Endpoint, *, host: str = LOOPBACK, port: int = 0) ->
     bound = _bind(host, port)
     config = Config()
     config.bind = [f"fd://{os.dup(bound.fileno())}"]  # a number of its own, which it closes
-    config.graceful_timeout = GRACE
+    config.graceful_timeout = GRACE + 1  # by then the endpoint has ended them, and said so
     config.accesslog = None
     config.errorlog = logging.getLogger("callsheet.serving")
     shutdown, ended = anyio.Event(), anyio.Event()
@@ -79,7 +86,10 @@ async def serving(endpoint: Endpoint, *, host: str = LOOPBACK, port: int = 0) ->
                 finally:
                     shutdown.set()
                     # However the block ended: a server that is asked to stop closes its connections, one that is cancelled drops them.
-                    with anyio.CancelScope(deadline=anyio.current_time() + GRACE + 1, shield=True):
+                    with anyio.CancelScope(deadline=anyio.current_time() + GRACE + 2, shield=True):
+                        with anyio.move_on_after(GRACE):
+                            await ended.wait()
+                        endpoint.stop()
                         await ended.wait()
                 tasks.cancel_scope.cancel()
 

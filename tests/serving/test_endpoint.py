@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -11,11 +12,15 @@ import anyio
 import httpx
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from engine.backends import BackendError, Completion, RequestRejected, SampleRequest, TransientError
 from engine.rendering import ToolCallPart, assistant, system, user
+from engine.serving import requests
 from engine.serving.endpoint import Endpoint
+from engine.serving.errors import ApiError
 from engine.serving.limits import Limits
 from engine.serving.served import ServedPolicy
 from tests.serving.policies import RENDERER, Says, Streams, tokens_of
@@ -464,3 +469,47 @@ async def test_a_system_message_is_the_renderers_business() -> None:
     policy = Says(HELLO)
     await chat(policy, messages=[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}])
     assert policy.requests[0].prompt == RENDERER.generation_prompt([system("Be brief."), user("Hi")])
+
+
+# ---- anything at all
+
+
+async def test_what_json_cannot_say_is_refused() -> None:
+    for raw, why in (
+        (b'{"model": "policy", "max_tokens": NaN}', "NaN is no JSON value"),
+        (b'{"model": "policy", "temperature": -Infinity}', "-Infinity is no JSON value"),
+        (rb'{"model": "policy", "messages": [{"role": "user", "content": "\ud800"}]}', "surrogates not allowed"),
+        (b'{"model": "policy", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1e400}', "not inf"),
+        (b'{"messages": []}', "the request names no model; there is policy"),
+    ):
+        async with client(Says(HELLO)) as http:
+            response = await http.post("chat/completions", content=raw)
+        assert 400 <= response.status_code < 500
+        assert why in response.json()["error"]["message"]
+
+
+SCALARS = st.none() | st.booleans() | st.integers(-5, 50) | st.just(10**400) | st.floats() | st.text(max_size=4)
+KEYS = st.sampled_from(["role", "content", "type", "text", "function", "name", "arguments", "parameters", "id", "url"])
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3), max_leaves=8
+)
+SERVED = ServedPolicy(Says(HELLO), RENDERER, 1000)
+
+
+@given(st.sampled_from(sorted(requests._CHAT)), VALUES, st.sampled_from(["", "tool_calls", "content", "name"]))
+@example("stop", 5, "")
+@example("tools", 5, "")
+@example("max_tokens", 10**400, "")
+@example("messages", 5, "tool_calls")
+def test_any_value_of_any_field_is_taken_or_refused(field: str, value: Any, of_message: str) -> None:
+    """Never an error of the server's."""
+    message = {"role": "user", "content": "Hi", **({of_message: value} if of_message else {})}
+    body = {"messages": [message], **({} if of_message else {field: value})}
+    with contextlib.suppress(ApiError):
+        asked = requests.chat(body, SERVED, Limits())
+        requests.sample_request(requests.rendered(asked, SERVED), asked.asked, SERVED)
+    text = {"prompt": "Hi", field: value} if field in requests._TEXT else {"prompt": value}
+    with contextlib.suppress(ApiError):
+        found = requests.text(text, SERVED, Limits())
+        for prompt in found.prompts:
+            requests.sample_request(prompt, found.asked, SERVED)

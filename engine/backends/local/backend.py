@@ -249,9 +249,13 @@ class LocalBackend:
                 told[index] += 1
                 on_token(index, token, logprob)
 
-        completions = await self._sample(
-            snapshot, request, lambda index, token, logprob: call(lambda: tell(index, token, logprob))
-        )
+        try:
+            completions = await self._sample(
+                snapshot, request, lambda index, token, logprob: call(lambda: tell(index, token, logprob))
+            )
+        except BaseException:
+            told[:] = [-1] * len(told)  # calls on their way find that whoever wanted them has left
+            raise
         # The last tokens' calls may still be on their way to the loop: what they would tell is told now, and they find nothing left to do.
         late, told[:] = list(told), [-1] * len(told)
         tell_all(completions, on_token, late)
