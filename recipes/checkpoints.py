@@ -23,6 +23,7 @@ import anyio
 import attrs
 
 from recipes import cli, server_weights
+from recipes.terminal import say
 
 if TYPE_CHECKING:
     from engine.storage import StoredCheckpoint
@@ -80,10 +81,10 @@ def _of_run(config: Config, run: Path, open_store: OpenStore) -> None:
         which: Any = int(config.show) if config.show.isdecimal() else config.show
         if which not in ("latest", "best") and not isinstance(which, int):
             raise ValueError(f"show takes latest, best or a step, not {config.show!r}")
-        print("\n".join(_shown(run, select_checkpoint(run, which), verify=config.verify)))
+        say("\n".join(_shown(run, select_checkpoint(run, which), verify=config.verify)))
         return
     there = list_checkpoints(run)
-    print("\n".join(_table(run, there, verify=config.verify)) if there else f"{run} has no checkpoint left")
+    say("\n".join(_table(run, there, verify=config.verify)) if there else f"{run} has no checkpoint left")
     _tell_noted(run)
 
 
@@ -144,12 +145,12 @@ def _delete(run: Path, steps: Sequence[int], open_store: OpenStore) -> None:
         store = CheckpointStore(opened, elsewhere=remotes)
         for step in dict.fromkeys(steps):
             store.delete(step)
-            print(f"deleted checkpoint {step}")
+            say(f"deleted checkpoint {step}")
         kept = _reclaim(run, open_store)
     if before and before[-1].step in steps:
         left = list_checkpoints(run)
         where = f"from step {left[-1].step}" if left else "from the beginning"
-        print(f"the run now goes on {where}, and does the steps since then again")
+        say(f"the run now goes on {where}, and does the steps since then again")
     if kept:
         raise BackendError(
             f"{_reasons(kept)}; still there are {', '.join(kept)}. They are noted in {run / DISCARDED}: --run {run} --reclaim asks for them again"
@@ -171,7 +172,7 @@ def _reclaim(run: Path, open_store: OpenStore) -> Mapping[str, str]:
         gone, kept = set(), {remote.path: str(error) for remote in due}
     forget(run, gone)
     if gone:
-        print(f"deleted {len(gone)} of its weights on the server")
+        say(f"deleted {len(gone)} of its weights on the server")
     return kept
 
 
@@ -183,9 +184,7 @@ def _tell_noted(run: Path) -> None:
     from engine.storage.discarded import noted
 
     if left := noted(run):
-        print(
-            f"{len(left)} of the weights of deleted checkpoints are still on {left[-1].server}: --reclaim deletes them"
-        )
+        say(f"{len(left)} of the weights of deleted checkpoints are still on {left[-1].server}: --reclaim deletes them")
 
 
 def _on_server(config: Config, open_store: OpenStore) -> None:
@@ -198,14 +197,14 @@ def _on_server(config: Config, open_store: OpenStore) -> None:
     if config.delete_unreferenced:
         kept = anyio.run(server_weights.delete, open_store, deletable) if deletable else {}
         there = [each for each in there if each not in deletable or each.stored.path in kept]
-        print(f"deleted {len(deletable) - len(kept)} that no run holds")
+        say(f"deleted {len(deletable) - len(kept)} that no run holds")
         if kept:
             raise BackendError(f"{len(kept)} could not be deleted: {_reasons(kept)}")
     if config.on_server:
-        print("\n".join(server_weights.table(there)) if there else "nothing lies on the server")
+        say("\n".join(server_weights.table(there)) if there else "nothing lies on the server")
         if deletable and not config.delete_unreferenced:
             below = ", ".join(map(str, config.runs))
-            print(
+            say(
                 f"{len(deletable)} of these, named {config.name}-..., are older than {config.older_than:g} hours and held by no run below {below}: "
                 f"--delete-unreferenced deletes them"
             )
