@@ -44,6 +44,7 @@ from tests.actors.harness import (
 )
 from tests.actors.scenarios import Batches, make_backend
 from tests.runtime.worker_jobs import burn
+from tests.thoroughness import seeds
 
 SAMPLING = SamplingParams(max_tokens=20)
 STREAMING = Schedule(groups_per_step=4, minibatches=4)
@@ -301,7 +302,7 @@ def test_filter_with_several_tags_attributes_metrics_to_their_own_tag() -> None:
 
 def test_fail_fast_leaves_no_sibling_running_when_cleanup_runs() -> None:
     """`Watched` notes every call of an env after its cleanup, and every cleanup while one is at work."""
-    for seed in range(20):
+    for seed in seeds(8, 20):
         dataset = Watched(size=4, breaks=lambda problem, where, attempt: where == "step" and problem % 3 == 2)
         backend = small_backend(seed)
         settings = RLSettings(rollout=RolloutSettings(SAMPLING, failure=FailFast()), seed=seed)

@@ -30,6 +30,7 @@ from engine.runtime.testing import every_cancellation, schedules, simulate
 from envs.contracts import Env, GroupBuilder, Observation, Policy, Step
 from envs.rollout import MinViable, RolloutSettings
 from tests.actors.harness import MODES, Watched, small_backend
+from tests.thoroughness import seeds, stride
 
 SETTINGS = RLSettings(rollout=RolloutSettings(SamplingParams(max_tokens=10)), seed=2)
 
@@ -64,7 +65,7 @@ def run(backend: SimulatedBackend, mode: str, *, seed: int = 0, steps: int = 5, 
 @pytest.mark.parametrize("seconds", [0.0, 3.0, 300.0])
 @pytest.mark.parametrize("mode", MODES)
 def test_each_once_when_due_at_its_version(mode: str, seconds: float) -> None:
-    for seed in range(4):
+    for seed in seeds(2, 4):
         often, seldom, never = Watching(seconds), Watching(seconds), Watching()
         backend = small_backend()
         evaluations = [
@@ -131,7 +132,7 @@ def test_exactly_once_across_cancellation_and_resume(mode: str, tmp_path: Path) 
         )
 
     wanted = [(0, "slow"), (0, "quick"), (1, "slow"), (2, "slow"), (2, "quick"), (3, "slow"), (3, "quick")]
-    for report in every_cancellation(begin, seed=3, stride=31):
+    for report in every_cancellation(begin, seed=3, stride=stride(67, 31)):
         assert report.error is None
         slow = Watching(0.5)
         evaluations = [Evaluation("slow", slow, every=1), Evaluation("quick", Watching(), every=2)]

@@ -28,6 +28,7 @@ from tests.actors.harness import (
     small_backend,
 )
 from tests.actors.trials import SAMPLING, STEPS, Trial, make_trial
+from tests.thoroughness import seeds
 
 GRACE = 5.0
 TEARDOWN = 10.0
@@ -136,7 +137,7 @@ FATAL: dict[str, tuple[Callable[[Trial], None], str, type[Exception]]] = {
 def test_whatever_fails_ends_the_run_with_its_name(fault: str) -> None:
     arm, actor, kind = FATAL[fault]
     modes = list(MODES)
-    for seed in range(18):
+    for seed in seeds(len(MODES), 18):
         trial = make_trial(seed, modes[seed % len(modes)])
         arm(trial)
         error = trial.run().error

@@ -30,6 +30,7 @@ from tests.actors import harness
 from tests.actors.harness import Accountant, Watched, nothing_left
 from tests.actors.scenarios import MODES, SETTINGS, Patterns, run_patterns
 from tests.actors.test_resume import DiskWatcher, run_watched, training_of
+from tests.thoroughness import stride
 
 STEPS = 6
 
@@ -80,7 +81,7 @@ def test_resumed_run_equals_uninterrupted_run(mode: str, shape: str, turns: int,
             backend, schedule, steps=STEPS, dataset=dataset, settings=settings, directory=directory, checkpoint_every=1
         )
 
-    watcher = DiskWatcher(tmp_path / "run", tmp_path / "copies", every=199)
+    watcher = DiskWatcher(tmp_path / "run", tmp_path / "copies", every=stride(397, 199))
     result = run_watched(uninterrupted, watcher=watcher, seed=1)
     wanted = training_of(backend)
     assert sorted(wanted) == list(range(STEPS))
@@ -291,7 +292,7 @@ def test_nothing_is_left_over_wherever_it_is_cancelled(mode: str) -> None:
 
     complete = 0
     with accountant.at_work():
-        for report in every_cancellation(program, seed=4, stride=3, horizon=1e4, max_steps=20_000):
+        for report in every_cancellation(program, seed=4, stride=stride(7, 3), horizon=1e4, max_steps=20_000):
             assert report.error is None, (report.steps, report.error)
             assert left == [], report.steps
             assert accountant.wrong == []

@@ -95,7 +95,7 @@ def test_resume_repeats_and_skips_nothing(ahead: int, tmp_path: Path) -> None:
             make_backend(), batches=Batches(), steps=8, ahead=ahead, run=settings, optimizer=ADAM, learning_rate=halving
         )
 
-    for report in every_cancellation(begin, stride=15):
+    for report in every_cancellation(begin, stride=stride(31, 15)):
         assert report.error is None
         backend = make_backend()
         settings = RunSettings(tmp_path / str(number), checkpoint_every=3, resume=True)
