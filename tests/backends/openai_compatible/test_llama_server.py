@@ -5,15 +5,11 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import socket
-import subprocess
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 
@@ -21,6 +17,7 @@ from engine.backends import BackendError, ModelInput, RequestRejected, SampleReq
 from engine.backends import openai_compatible as client
 from engine.completion import chat_api
 from engine.rendering import Delta, user
+from tests.backends.openai_compatible.processes import running
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.llama_server]
 CONTEXT = 256
@@ -47,26 +44,12 @@ def weights() -> Path:
 
 @pytest.fixture(scope="module")
 def address(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("log") / "server.log"
     sizes = ["-c", str(2 * CONTEXT), "--parallel", "2", "-t", "1"]
     # One request's prompt is not continued from another's: what is reused may round otherwise.
-    command = [str(BINARY), "-m", str(weights), "--alias", "smollm2", "--port", str(port), "--no-cache-prompt", *sizes]
-    with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out) as server:
-        try:
-            url = f"http://127.0.0.1:{port}"
-            for _ in range(300):
-                try:
-                    if httpx.get(f"{url}/health", timeout=5).status_code == 200:
-                        break
-                except httpx.TransportError:
-                    assert server.poll() is None, log.read_text()
-                time.sleep(0.2)  # another process starts
-            yield f"{url}/v1"
-        finally:
-            server.terminate()
+    command = [str(BINARY), "-m", str(weights), "--alias", "smollm2", "--no-cache-prompt", *sizes]
+    log = tmp_path_factory.mktemp("log") / "server.log"
+    with running(lambda port: [*command, "--port", str(port)], log) as url:
+        yield url
 
 
 SAMPLING = [check for check in conformance.CHECKS if check.__module__.endswith("sampling")]

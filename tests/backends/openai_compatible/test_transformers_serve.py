@@ -5,15 +5,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from engine.backends import RequestRejected, SampleRequest, SamplingParams
@@ -21,6 +16,7 @@ from engine.backends import openai_compatible as client
 from engine.completion import chat_api
 from engine.rendering import Delta, get_renderer, load_vocabulary, user
 from recipes import tiny
+from tests.backends.openai_compatible.processes import running
 
 pytestmark = [pytest.mark.anyio, pytest.mark.local, pytest.mark.slow]
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
@@ -44,25 +40,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("log") / "server.log"
-    command = [sys.executable, "-c", START, "serve", "--host", "127.0.0.1", "--port", str(port)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out, env=environment) as server:
-        try:
-            url = f"http://127.0.0.1:{port}"
-            for _ in range(300):
-                try:
-                    httpx.get(f"{url}/health", timeout=5)
-                    break
-                except httpx.TransportError:
-                    assert server.poll() is None, log.read_text()
-                    time.sleep(0.3)  # another process starts
-            yield f"{url}/v1"
-        finally:
-            server.terminate()
+    command = [sys.executable, "-c", START, "serve", "--host", "127.0.0.1"]
+    with running(lambda port: [*command, "--port", str(port)], log, environment={"HF_HUB_OFFLINE": "1"}) as url:
+        yield url
 
 
 async def test_it_answers_and_counts(model: Path, address: str) -> None:
