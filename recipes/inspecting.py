@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -24,6 +25,19 @@ class Inspects(Protocol):
 
     @property
     def seed(self) -> int: ...
+
+
+def check(sources: Sequence[str]) -> None:
+    """Raises ImportError or ValueError for what can be seen to be wrong before anything costs time."""
+    if not sources:
+        return
+    from actors.inspect_tasks import require_inspect
+
+    require_inspect()
+    for source in sources:
+        path, at, _ = source.rpartition("@")
+        if at and path.endswith(".py") and not Path(path).is_file():
+            raise ValueError(f"--inspect-tasks {source}: there is no file {path}")
 
 
 async def inspect_evaluations(

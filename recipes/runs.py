@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import attrs
 
-from recipes import cli
+from recipes import cli, inspecting
 from recipes.models import TINY, ModelConfig
 from recipes.run_models import find_run_model
 from recipes.terminal import say
@@ -112,6 +112,7 @@ def begin(config: RunConfig, recipe: str) -> Path:
     """The run's directory, with the configuration in it. Refuses one in use before anything costs time. Raises RunDirectoryError."""
     from engine.storage.run_directory import RunDirectory
 
+    inspecting.check(getattr(config, "inspect_tasks", ()))
     directory = config.run_dir or Path("runs") / f"{recipe}-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
     with RunDirectory(directory, resume=config.resume) as opened:
         trained = find_run_model(config.model)
