@@ -190,10 +190,12 @@ class LowGroup(GroupBuilder):
 REWARD = "env/all/reward/total"
 
 
-async def reinforce(running: Any, schedule: Schedule, steps: int, run: RunSettings | None = None) -> RunResult:
+async def reinforce(
+    running: Any, schedule: Schedule, steps: int, run: RunSettings | None = None, learning_rate: float = 4e-3
+) -> RunResult:
     settings = RLSettings(
         rollout=RolloutSettings(sampling=SamplingParams(max_tokens=2)),
-        optimizer=AdamParams(8e-3),
+        optimizer=AdamParams(learning_rate),
         seed=1,
         epochs=None,
     )
@@ -203,16 +205,22 @@ async def reinforce(running: Any, schedule: Schedule, steps: int, run: RunSettin
 
 
 @pytest.mark.parametrize(
-    "schedule",
-    [Schedule(groups_per_step=4), Schedule(groups_per_step=4, max_staleness=1)],
+    ("schedule", "learning_rate"),
+    [(Schedule(groups_per_step=4), 8e-3), (Schedule(groups_per_step=4, max_staleness=1), 4e-3)],
     ids=["sync", "async"],
 )
-async def test_reinforcement_learning_learns_and_staleness_holds(running: Any, schedule: Schedule) -> None:
-    result = await reinforce(running, schedule, 14)
+async def test_reinforcement_learning_learns_and_staleness_holds(
+    running: Any, schedule: Schedule, learning_rate: float
+) -> None:
+    """At half the rate where groups may be stale: adapters begin wide on this server, which makes steps long (docs/backends.md)."""
+    result = await reinforce(running, schedule, 20, learning_rate=learning_rate)
     rewards = [row[REWARD] for row in result.rows]
     assert max(row["staleness/max"] for row in result.rows) <= schedule.max_staleness
-    assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.08
-    print(f"\nreward by step: {' '.join(f'{reward:.2f}' for reward in rewards)}")
+    # What a straight line through all steps gains over them: 0 ± 0.034 where nothing is learnt; here 0.43, and 0.16 to 0.22 with staleness (three seeds). Such a run
+    # takes another course each time, so neither its first steps nor its last tell as much.
+    gained = np.polyfit(range(20), rewards, 1)[0] * 20
+    print(f"\nreward by step: {' '.join(f'{reward:.2f}' for reward in rewards)}: gained {gained:.2f}")
+    assert gained > 0.08
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:
