@@ -157,7 +157,7 @@ print('[]')
 import attr
 """
     async with LocalSandbox(means=means, require=()) as closed:
-        outcome = await closed.run(RunRequest(code))
+        outcome = await closed.run(RunRequest(code, limits=Limits(wall_clock=60, cpu=60)))
     assert outcome.stdout == "[]\n"
     assert "ModuleNotFoundError" in outcome.stderr
     async with LocalSandbox(packages=True, means=means, require=()) as open_:
