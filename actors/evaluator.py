@@ -141,15 +141,17 @@ class Evaluator:
     async def _evaluate(self, version: int, evaluation: Evaluation, reports: Sender[Report]) -> None:
         began = anyio.current_time()
         try:
-            metrics = await evaluation.run(ServedPolicy(self._sampler, version))
-        except Exception as error:
-            error.add_note(f"in evaluation '{evaluation.name}' at version {version}")
-            raise
+            try:
+                metrics = await evaluation.run(ServedPolicy(self._sampler, version))
+            except Exception as error:
+                error.add_note(f"in evaluation '{evaluation.name}' at version {version}")
+                raise
+            self._tracer.span("evaluator", evaluation.name, began, anyio.current_time(), version=version)
+            await reports.send(EvaluationReport(version, evaluation.name, dict(metrics)))
+            self._pending.discard((version, evaluation.name))
         finally:
+            # Not sooner: a checkpoint that is cut while the report waits to be taken holds this one as pending, and needs its weights.
             self._sampler.unpin(version)
-        self._tracer.span("evaluator", evaluation.name, began, anyio.current_time(), version=version)
-        await reports.send(EvaluationReport(version, evaluation.name, dict(metrics)))
-        self._pending.discard((version, evaluation.name))
 
 
 def group_evaluation(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import attrs
 import numpy as np
 import pytest
@@ -24,8 +25,11 @@ from actors import (
     nll_evaluation,
     train_rl,
 )
-from engine.backends import Completion, Datum, ModelInput, SampleRequest, SamplingParams
+from actors.evaluator import Evaluator
+from actors.sampler import Sampler
+from engine.backends import AdamParams, Completion, Datum, ModelInput, SampleRequest, SamplingParams
 from engine.backends.simulated import SamplerModel, SimulatedBackend, TrainerModel
+from engine.runtime import NullTracer
 from engine.runtime.testing import every_cancellation, schedules, simulate
 from envs.contracts import Env, GroupBuilder, Observation, Policy, Step
 from envs.rollout import MinViable, RolloutSettings
@@ -140,6 +144,41 @@ def test_exactly_once_across_cancellation_and_resume(mode: str, tmp_path: Path) 
         result = run(small_backend(), mode, steps=3, evaluations=evaluations, run=settings)
         assert sorted((row.version, row.name) for row in result.evaluations) == sorted(wanted)
         assert all(row.metrics == {"score": float(row.version)} for row in result.evaluations)
+
+
+def test_what_is_pending_is_still_served_whenever_a_checkpoint_is_cut() -> None:
+    """While the report of an evaluation waits to be taken, a checkpoint holds the evaluation as pending, and so it must hold its weights."""
+
+    async def program() -> list[dict[int, Any]]:
+        backend, pending, seen = small_backend(), {(0, "watching")}, list[dict[int, Any]]()
+        sampler = Sampler(backend)
+        sampler.publish(await backend.snapshot().result())
+        sampler.pin(0)
+        await backend.optim_step(AdamParams()).result()
+        sampler.publish(await backend.snapshot().result())
+
+        class Reports:
+            async def send(self, report: object) -> None:
+                await anyio.lowlevel.checkpoint()
+                assert pending
+                seen.append(sampler.in_use())
+
+        evaluator = Evaluator(sampler, NullTracer(), pending)
+        await evaluator._evaluate(0, Evaluation("watching", Watching()), Reports())  # type: ignore[arg-type]
+        assert not pending
+        assert sampler.in_use() == {}
+        with pytest.raises(RuntimeError, match="broken"):
+            sampler.pin(1)
+            await evaluator._evaluate(1, Evaluation("broken", broken), Reports())  # type: ignore[arg-type]
+        assert sampler.in_use() == {}
+        sampler.close()
+        return seen
+
+    async def broken(policy: Policy) -> Mapping[str, float]:
+        raise RuntimeError("broken")
+
+    (served,) = simulate(program).unwrap()
+    assert list(served) == [0]
 
 
 def test_an_evaluation_that_was_pending_and_is_given_up_is_forgotten(tmp_path: Path) -> None:
