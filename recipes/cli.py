@@ -171,7 +171,7 @@ def _raised_by_us(error: BaseException) -> bool:
 
 def _message(error: BaseException) -> str:
     text = str(error) or "no message"
-    if not _is_ours(error) or isinstance(error, ImportError):
+    if not _is_ours(error) or (isinstance(error, ImportError) and not _raised_by_us(error)):
         text = f"{type(error).__name__}: {text}"
     notes = [note for note in getattr(error, "__notes__", ()) if "\n" not in note]
     return f"{text} ({'; '.join(notes)})" if notes else text

@@ -103,11 +103,6 @@ class MathGrader:
             raise ValueError("there is no reference to compare the answer with")
         return best
 
-    async def equivalent(self, answer: str, reference: str) -> Grade:
-        """Compares two answers that have nothing around them."""
-        await self._turns.wait()
-        return await self._compare(Found(answer, "whole"), reference)
-
     async def _compare(self, found: Found, reference: str) -> Grade:
         self.counts.graded += 1
         text = found.text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import io
 import json
 import os
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from actors.inspect_tasks import require_inspect
 from recipes import cli
 from recipes.flags import WrongFlags, parse
 from tests.recipes.cli_example import Config, Pace
@@ -164,6 +167,17 @@ class TestErrors:
             "example: minibatches (99) must be at most groups_per_step (32): a minibatch holds at least one group"
         )
         assert "Traceback" not in result.stderr
+
+    def test_a_missing_extra_is_told_in_our_own_words_and_other_imports_by_their_kind(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(ImportError) as ours:
+            require_inspect()
+        assert cli._message(ours.value) == "tasks of inspect-ai need the package: pip install 'callsheet[inspect]'"
+        with pytest.raises(ImportError) as other:
+            importlib.import_module("there_is_no_such_module")
+        assert cli._message(other.value) == "ModuleNotFoundError: No module named 'there_is_no_such_module'"
 
     def test_a_warning_of_ours_is_one_line_and_others_are_as_ever(self) -> None:
         result = command("--do", "warn")

@@ -59,6 +59,16 @@ class Traits:
 
 
 HOSTED = Traits()
+SKYRL = Traits(
+    own_snapshots=True,
+    signed_weights=False,
+    clips_gradients=False,
+    chooses_layers=False,
+    forgets_gradients=False,
+    images=False,
+    expires=False,
+)
+"""SkyRL's server; how it frees a model depends on its address."""
 
 
 async def recognise(access: Access) -> Traits:
@@ -96,16 +106,7 @@ def skyrl(access: Access) -> Traits:
         )
         answer.raise_for_status()
 
-    return Traits(
-        own_snapshots=True,
-        signed_weights=False,
-        clips_gradients=False,
-        chooses_layers=False,
-        forgets_gradients=False,
-        images=False,
-        expires=False,
-        unload=unload,
-    )
+    return attrs.evolve(SKYRL, unload=unload)
 
 
 async def look_up(access: Access) -> str | None:

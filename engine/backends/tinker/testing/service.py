@@ -20,7 +20,7 @@ import attrs
 import numpy as np
 
 from engine.backends.futures import thread_safe_call
-from engine.backends.tinker.servers import HOSTED, Traits
+from engine.backends.tinker.servers import HOSTED, SKYRL, Traits
 from engine.backends.tinker.testing.model import Weights
 from engine.backends.tinker.testing.values import (
     AdamParams,
@@ -310,16 +310,7 @@ class Service:
             run.unloaded = True
             self._left_over.append(run.weights.gradient_V_V)
 
-        return Traits(
-            own_snapshots=True,
-            signed_weights=False,
-            clips_gradients=False,
-            chooses_layers=False,
-            forgets_gradients=False,
-            images=False,
-            expires=False,
-            unload=unload,
-        )
+        return attrs.evolve(SKYRL, unload=unload)
 
 
 def _log_status(status: int) -> None:
